@@ -1,0 +1,52 @@
+"""Grain bitmaps: sets of grain numbers in a form that is small enough to store (Roaring, 64 bit).
+
+Working sets are :class:`~graincopy.core.extent.Extents`; a bitmap is what a record keeps of them.
+Format: the portable 64-bit Roaring serialisation, https://github.com/RoaringBitmap/RoaringFormatSpec
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pyroaring import BitMap64, FrozenBitMap64  # type: ignore[import-not-found,unused-ignore]
+
+from graincopy.core.extent import Extents
+
+
+@dataclass(frozen=True, slots=True)
+class GrainBitmap:
+    """An immutable set of grain numbers."""
+
+    grains: FrozenBitMap64
+
+    @classmethod
+    def from_extents(cls, grains: Extents) -> GrainBitmap:
+        """From extents of grain numbers."""
+        bits = BitMap64()
+        for start, stop in grains:
+            bits.add_range(start, stop)
+        return cls(FrozenBitMap64(bits))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> GrainBitmap:
+        """From what :meth:`to_bytes` gave. Raises ValueError when it is something else."""
+        return cls(FrozenBitMap64.deserialize(data))
+
+    def to_bytes(self) -> bytes:
+        """Portable serialisation."""
+        data: bytes = self.grains.serialize()
+        return data
+
+    def to_extents(self) -> Extents:
+        """As extents of grain numbers."""
+        return Extents.from_points(np.array(list(self.grains), np.int64))
+
+    def __len__(self) -> int:
+        return len(self.grains)
+
+    def __or__(self, other: GrainBitmap) -> GrainBitmap:
+        return GrainBitmap(self.grains | other.grains)
+
+    def __sub__(self, other: GrainBitmap) -> GrainBitmap:
+        return GrainBitmap(self.grains - other.grains)

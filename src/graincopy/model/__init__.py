@@ -1,0 +1,1 @@
+"""Between the stages: frozen values and the pure decisions about them (dirty ranges, lineage, retention, plans)."""

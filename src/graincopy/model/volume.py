@@ -1,0 +1,66 @@
+"""Source volumes, and how a file sits on one (stage 3)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from graincopy.core.ids import VolumeId
+
+
+class VolumeCapabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """Powers of a volume driver, declared and tested, never guessed."""
+
+    snapshots: bool = True  # T differs from S: writers go on while T is read
+    group_instant: bool = False  # all members of one create_targets() show one instant
+    change_map: bool = False  # changed() can answer with ranges
+    checkpoints: bool = False  # an instant can be kept between runs to compute changes from
+    exact: bool = False  # changed() holds no clean grain
+    grain: int = 4096  # bytes; what changed() is rounded to
+    block_device: bool = False  # a volume can carry a file system that is attached from T
+    freeze: str = "none"  # who stops writers: "none", "outside" (the freeze window does), "own" (the driver does)
+    live_targets: int = 0  # how many T one S can have at once; 0 = no limit
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A driver's word that it can snapshot the volume that holds ``path``, and how the file sits on it.
+
+    ``inner_path`` is None when the file (or device) *is* the volume; else it is the file's path inside the
+    file system of type ``fs_type`` that begins ``fs_offset`` bytes into the volume, takes ``fs_size`` bytes there
+    (0: to the volume's end) and is mounted at ``mount``.
+    """
+
+    path: str
+    driver: str
+    volume: VolumeId
+    why: str  # one clause for people
+    inner_path: str | None = None
+    fs_type: str | None = None
+    fs_offset: int = 0
+    fs_size: int = 0
+    mount: str | None = None
+
+    @property
+    def identity(self) -> bool:
+        """The file is the volume."""
+        return self.inner_path is None
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a driver does not take ``path``, and what would make it do so."""
+
+    path: str
+    driver: str
+    reason: str
+    remedy: str = ""
+
+
+class SourceVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """S as its driver sees it now."""
+
+    id: VolumeId
+    driver: str
+    size: int  # bytes
+    incarnation: str  # another string when S was recreated, even under the same id
+    extents: int = 0  # how many extents a snapshot has to touch; predicts the freeze window
+    allocated: int = 0  # bytes
+    home: str = ""  # path of the file system or pool that T will lie on; must not be frozen

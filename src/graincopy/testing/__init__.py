@@ -1,0 +1,1 @@
+"""Beside the stages: conformance suites, memory drivers' partners, faults. Published for driver authors."""

@@ -1,0 +1,1 @@
+"""After stage 9: restore points as readable images."""
