@@ -31,6 +31,8 @@ class GrainBitmap:
     @classmethod
     def from_bytes(cls, data: bytes) -> GrainBitmap:
         """From what :meth:`to_bytes` gave. Raises ValueError when it is something else."""
+        if not data:
+            raise ValueError("no bytes are no grain bitmap")
         return cls(FrozenBitMap64.deserialize(data))
 
     def to_bytes(self) -> bytes:
@@ -39,8 +41,9 @@ class GrainBitmap:
         return data
 
     def to_extents(self) -> Extents:
-        """As extents of grain numbers."""
-        return Extents.from_points(np.array(list(self.grains), np.int64))
+        """As extents of grain numbers. A set and itself moved on by one differ exactly at its bounds."""
+        bounds = self.grains ^ self.grains.shift(1)
+        return Extents(np.array(list(bounds), np.int64))
 
     def __len__(self) -> int:
         return len(self.grains)

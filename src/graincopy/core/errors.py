@@ -237,7 +237,7 @@ class ObjectMissing(GraincopyError):
 class MediumFull(GraincopyError):
     exit_code = 37
     sentence = "no space left on the medium {url}"
-    hint = "Nothing was published. Free space (graincopy expire, then graincopy collect) and run again; stored grains are found."
+    hint = "Nothing was published. Free space there (graincopy expire, graincopy collect) and run again."
 
 
 class MediumReadOnly(GraincopyError):

@@ -37,8 +37,7 @@ ChangeMap = Changed | Unknown
 class DirtyFile:
     """What has to be done about one file, in bytes of the file; the two sets are disjoint.
 
-    ``read`` may have new content and is read from T; ``zero`` reads as zeros now and is not read;
-    ``boundaries`` are the bytes at which a state begins or ends: the audit looks beside them.
+    ``read`` may have new content and is read from T; ``zero`` reads as zeros now and is not read.
     """
 
     read: Extents
@@ -69,8 +68,13 @@ class DirtyGrains:
     zero: Extents
 
 
-def to_grains(dirty: DirtyFile, now: Placement, grain: int) -> DirtyGrains:
-    """Round ``dirty`` outward to grains. A dirty grain is not read when all of it reads as zeros now."""
+def to_grains(dirty: DirtyFile, now: Placement, grain: int, size_before: int | None = None) -> DirtyGrains:
+    """Round ``dirty`` outward to grains. A dirty grain is not read when all of it reads as zeros now.
+
+    A file that became shorter than ``size_before`` has a new last grain: what lay behind its end is gone from it.
+    """
     touched = dirty.dirty.to_grains(grain)
+    if size_before is not None and 0 < now.size < size_before:
+        touched = touched | Extents.of((now.size - 1, now.size)).to_grains(grain)
     needs_reading = now.allocated().to_grains(grain)
     return DirtyGrains(read=touched & needs_reading, zero=touched - needs_reading)

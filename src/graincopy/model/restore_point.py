@@ -40,6 +40,8 @@ class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
     volume: VolumeId
     driver: str
     incarnation: str
+    inner_path: str | None = None  # with fs_offset: which file of the volume it was; None: it is the volume
+    fs_offset: int = 0
     change_map: str  # "extents" …, "first backup", or "compared: <reason>"
     checkpoint: str | None  # id of the target that was kept as checkpoint
     audit: AuditResult
