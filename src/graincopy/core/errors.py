@@ -260,7 +260,7 @@ class RunFenced(GraincopyError):
 
 class WorkloadBusy(GraincopyError):
     exit_code = 41
-    sentence = "workload {workload} is being backed up by run {run} ({owner})"
+    sentence = "workload {workload} is held by run {run} ({owner})"
     hint = "Wait for it to end. If it is dead, graincopy targets --reap clears it."
 
 

@@ -48,10 +48,11 @@ Decision = Keep | Delete | Promote
 
 @dataclass(frozen=True, slots=True)
 class ReapLimits:
-    """Ages in seconds of wall clock, which are hints: they end what is finished, never what is in progress."""
+    """When what is finished goes; what is in progress never does. Ages in seconds of wall clock, which are hints."""
 
     undo_max_age: float | None = None  # None: as each restore record says
     checkpoint_max_age: float | None = None  # None: no limit
+    crowded: frozenset[str] = frozenset()  # ids of targets on storage that is fuller than the configuration allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,8 @@ def _checkpoint(target: Target, known: Situation) -> Decision:
         return Delete(target, "no disk's newest restore point names it")
     if _older(target.tag.created, known.limits.checkpoint_max_age, known.now):
         return Delete(target, "checkpoint past its age limit")
+    if target.id in known.limits.crowded:
+        return Delete(target, "its storage is nearly full; the next backup compares instead")
     return Keep(target, "checkpoint of the newest restore point")
 
 

@@ -80,7 +80,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A run that is open in the repository: it holds the name that its restore point will have."""
 
     id: PointId
-    kind: str  # "backup", "restore", "view", "collect"
+    kind: str  # "backup", "restore", "undo", "export", "expire", "view", "collect"
     workload: WorkloadId | None
     owner: Owner
     opened: float  # wall clock, a hint

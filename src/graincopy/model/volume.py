@@ -46,12 +46,13 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a driver does not take ``path``, and what would make it do so."""
+    """Why a driver does not take ``path``, and what would make it do so. ``missing``: nothing is there."""
 
     path: str
     driver: str
     reason: str
     remedy: str = ""
+    missing: bool = False
 
 
 class SourceVolume(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,3 +65,5 @@ class SourceVolume(msgspec.Struct, frozen=True, kw_only=True):
     extents: int = 0  # how many extents a snapshot has to touch; predicts the freeze window
     allocated: int = 0  # bytes
     home: str = ""  # path of the file system or pool that T will lie on; must not be frozen
+    home_size: int = 0  # bytes of that file system or pool; 0 when it cannot be told
+    home_free: int = 0  # bytes free there
