@@ -34,18 +34,25 @@ from graincopy.core.placement import Placement
 from graincopy.model.change_map import ChangeMap
 from graincopy.model.snapshot import Absent, Deleted, Target, TargetTag
 from graincopy.model.volume import Claim, Refusal, SourceVolume, VolumeCapabilities
+from graincopy.model.workload import FileMetadata
 
 
-class FileImage(Protocol):
-    """One file as T shows it: readable at any offset until closed, from several threads at once."""
+class Readable(Protocol):
+    """A file that can be read at any offset until closed, from several threads at once."""
 
-    size: int  # bytes
+    @property
+    def size(self) -> int:
+        """Bytes."""
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from ``offset``; beyond the end with zeros. Raises OSError when bytes cannot be read."""
 
     def placement(self) -> Placement:
         """Where the file lies on its volume, asked of the storage now, never from a cache."""
+
+
+class FileImage(Readable, Protocol):
+    """One file as T shows it."""
 
     def verify(self) -> None:
         """Raise SourceWritten or TargetLost when what was read so far may not be one instant."""
@@ -54,15 +61,14 @@ class FileImage(Protocol):
         """Release it; may be repeated."""
 
 
-class FileSink(Protocol):
-    """The live file on S, held for writing by us alone, from ``open_for_restore`` to ``close``."""
+class FileSink(Readable, Protocol):
+    """The live file on S, held for writing by us alone, from ``open_for_restore`` to ``close``.
+
+    Its ``size`` is that of the moment; its placement counts from the file's own start.
+    """
 
     path: str
-    size: int  # bytes, as found; 0 for a file that was recreated
-    existed: bool
-
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset``; beyond the end with zeros."""
+    existed: bool  # False: it was missing and has just been created, empty
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of ``data`` at ``offset``. Raises RestoreNoSpace or OSError."""
@@ -76,6 +82,18 @@ class FileSink(Protocol):
     def sync(self) -> None:
         """Everything written, and the file's directory entry, is durable on return."""
 
+    def metadata(self) -> FileMetadata:
+        """What the file has besides its bytes."""
+
+    def apply(self, metadata: FileMetadata) -> tuple[str, ...]:
+        """Give the file this metadata; what could not be set is answered, one clause each."""
+
+    def free_bytes(self) -> int | None:
+        """Room for newly allocated bytes where the file lies; None when that cannot be told."""
+
+    def remove(self) -> None:
+        """Take the file away: the undo of a restore that created it."""
+
     def close(self) -> None:
         """Let the file go; may be repeated."""
 
@@ -86,6 +104,7 @@ class PreparedGroup:
 
     targets: tuple[Target, ...]
     handle: object = None
+    predicted_ms: float | None = None  # how long ``snapshot`` will take, where the driver can tell
 
 
 class VolumeDriver(ABC):

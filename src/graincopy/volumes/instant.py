@@ -1,0 +1,180 @@
+"""One common instant over all source volumes, whatever drivers hold them (stage 5: prepare, freeze, snapshot, thaw).
+
+Everything that can be decided is decided, and everything that takes time is done, before the first file system is
+frozen. Whatever goes wrong: first the thaw, then the targets are deleted, then the error goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from graincopy.core.clock import Clock
+from graincopy.core.errors import GraincopyError
+from graincopy.core.ids import VolumeId
+from graincopy.model.snapshot import Target, TargetTag
+from graincopy.model.volume import Claim, SourceVolume
+from graincopy.volumes.base import PreparedGroup, VolumeDriver
+from graincopy.volumes.freeze import FreezeGuard
+from graincopy.volumes.freeze_plan import (
+    FreezeLimits,
+    FreezePlan,
+    FreezeReport,
+    check_prediction,
+    devices_under,
+    file_system_at,
+    own_precious,
+    plan_freeze,
+    predict_ms,
+    refuse,
+)
+
+Group = tuple[VolumeDriver, Sequence[VolumeId]]
+Prepared = list[tuple[VolumeDriver, PreparedGroup]]
+Quiesce = Callable[[], AbstractContextManager[object]]
+STEPS = ("prepared", "frozen", "snapshotted", "thawed", "settled")
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """What was taken: a target for each (driver name, volume), and how the window was; None when nothing was frozen."""
+
+    targets: Mapping[tuple[str, VolumeId], Target]
+    freeze: FreezeReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowTerms:
+    """What the window is held to. ``precious``: what → path of things that must not lie on a frozen file system."""
+
+    limits: FreezeLimits = field(default_factory=FreezeLimits)
+    precious: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    plan: FreezePlan
+    predicted_ms: float
+    warnings: tuple[str, ...]
+
+
+def take_instant(
+    groups: Sequence[Group],
+    tag: TargetTag,
+    freeze_mounts: Sequence[str] = (),
+    *,
+    clock: Clock,
+    terms: WindowTerms | None = None,
+    quiesce: Quiesce = nullcontext,
+    step: Callable[[str], None] = lambda name: None,
+) -> Instant:
+    """Targets of all volumes of all ``groups`` at one instant, settled, with ``freeze_mounts`` frozen around it.
+
+    ``quiesce`` is entered when everything is prepared and left as soon as all is thawed: the workload's own part.
+    ``step`` is told each of :data:`STEPS` when it is reached. Raises FreezeRefused before any effect, FreezeTooLong
+    before anything is frozen; what the drivers raise; FrozenElsewhere, FreezeBroken. Then nothing is frozen, and no
+    target is left that could be deleted; a deletion that failed is added to the error as a note.
+    """
+    terms = terms or WindowTerms()
+    plan, sources = _plan(groups, freeze_mounts, terms)
+    prepared: Prepared = []
+    try:
+        for driver, volumes in groups:
+            prepared.append((driver, driver.prepare(volumes, tag)))
+        step("prepared")
+        if plan.waves:
+            decided = _predict(plan, prepared, sources, terms.limits)
+            taken, report = _take_frozen(prepared, decided, terms.limits.deadline_s, clock, quiesce, step)
+        else:
+            taken, report = _take_running(prepared, quiesce, step), None
+        step("thawed")
+        settled = [driver.settle(targets) for (driver, _), targets in zip(prepared, taken, strict=True)]
+        step("settled")
+    except BaseException as error:
+        _discard(prepared, error)
+        raise
+    return Instant({(one.driver, one.volume): one for targets in settled for one in targets}, report)
+
+
+def _plan(
+    groups: Sequence[Group], freeze_mounts: Sequence[str], terms: WindowTerms
+) -> tuple[FreezePlan, Mapping[VolumeId, SourceVolume]]:
+    """What to freeze, or a refusal. Without mounts there is nothing to decide."""
+    if not freeze_mounts:
+        return FreezePlan(()), {}
+    sources = {volume: driver.describe(volume) for driver, volumes in groups for volume in volumes}
+    plan = plan_freeze([file_system_at(point) for point in freeze_mounts])
+    homes = {f"the target of {one.id}": one.home for one in sources.values() if one.home}
+    refuse(plan, {**own_precious(), **terms.precious, **homes}, devices_under)
+    return plan, sources
+
+
+def _predict(
+    plan: FreezePlan, prepared: Prepared, sources: Mapping[VolumeId, SourceVolume], limits: FreezeLimits
+) -> _Decided:
+    """How long the window will be. Raises FreezeTooLong."""
+    told = [group.predicted_ms for _, group in prepared if group.predicted_ms is not None]
+    untold = [
+        sources[one.volume].extents for _, group in prepared if group.predicted_ms is None for one in group.targets
+    ]
+    predicted = predict_ms(untold, len(plan.all), told)
+    extents = [one.extents for one in sources.values()]
+    return _Decided(plan, predicted, check_prediction(predicted, extents, limits))
+
+
+def _take_frozen(
+    prepared: Prepared,
+    decided: _Decided,
+    deadline_s: float,
+    clock: Clock,
+    quiesce: Quiesce,
+    step: Callable[[str], None],
+) -> tuple[list[tuple[Target, ...]], FreezeReport]:
+    with FreezeGuard(decided.plan, deadline_s, clock) as guard:
+        guard.sync()
+        # The pool is the outer one: whatever happens, the thaw comes before waiting for clones that still run.
+        with quiesce(), ThreadPoolExecutor(max_workers=max(1, len(prepared))) as pool, guard.window() as window:
+            step("frozen")
+            taken = _snapshot_all(pool, prepared)
+            step("snapshotted")
+    assert window.report is not None
+    return taken, replace(window.report, predicted_ms=decided.predicted_ms, warnings=decided.warnings)
+
+
+def _take_running(prepared: Prepared, quiesce: Quiesce, step: Callable[[str], None]) -> list[tuple[Target, ...]]:
+    with quiesce(), ThreadPoolExecutor(max_workers=max(1, len(prepared))) as pool:
+        step("frozen")
+        taken = _snapshot_all(pool, prepared)
+        step("snapshotted")
+    return taken
+
+
+def _snapshot_all(pool: ThreadPoolExecutor, prepared: Prepared) -> list[tuple[Target, ...]]:
+    running = [pool.submit(driver.snapshot, group) for driver, group in prepared]
+    return [one.result() for one in running]
+
+
+def _discard(prepared: Prepared, error: BaseException) -> None:
+    """Delete every prepared target; what cannot be deleted is noted on ``error``, and is tagged for the reaper."""
+    for driver, group in prepared:
+        for target in group.targets:
+            try:
+                driver.delete(target)
+            except (GraincopyError, OSError) as problem:
+                error.add_note(f"target {target.id} could not be deleted: {problem}")
+
+
+def instant_of(
+    claims: Sequence[Claim], frozen_mounts: Collection[str] = (), *, paused: bool = False
+) -> Literal["one", "per file"]:
+    """Whether targets of ``claims`` show one instant, or each file its own.
+
+    One when the workload is paused or quiesced, when a single volume holds everything, or when every file lies in a
+    file system that is frozen around the clones.
+    """
+    one_volume = len({(claim.driver, claim.volume) for claim in claims}) <= 1
+    all_frozen = all(claim.mount is not None and claim.mount in frozen_mounts for claim in claims)
+    return "one" if paused or one_volume or all_frozen else "per file"

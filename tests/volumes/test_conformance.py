@@ -1,0 +1,159 @@
+"""Every volume driver keeps the laws, on storage that is really there."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import lab
+import pytest
+
+from graincopy.testing.file_lab import FileLab
+from graincopy.testing.lab import VolumeLab
+from graincopy.testing.memory_lab import MemoryFilesLab, MemoryLab
+from graincopy.testing.volume_suite import VolumeSuite
+from graincopy.volumes.locked import LockedDriver
+from graincopy.volumes.places import MemoryPlaces
+from graincopy.volumes.reflink import ReflinkDriver
+
+
+class RealClock:
+    """The machine's own."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class TestMemory(VolumeSuite):
+    examples, steps = 60, 15
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def storage(cls) -> VolumeLab:
+        return MemoryLab()
+
+
+class TestMemoryFiles(VolumeSuite):
+    examples, steps = 100, 20
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def storage(cls) -> VolumeLab:
+        return MemoryFilesLab()
+
+
+@contextlib.contextmanager
+def reflink_lab(*directories: str, **more: Any) -> Iterator[FileLab]:
+    places = MemoryPlaces()  # outlives driver objects, as the file does
+    with contextlib.closing(FileLab(directories, lambda: ReflinkDriver(places), RealClock(), **more)) as made:
+        yield made
+
+
+@lab.root_test
+class TestReflinkFilesOnXfs(VolumeSuite):
+    """Kind (b): the disk file is the volume."""
+
+    examples, steps = 12, 12
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def storage(cls, xfs: lab.ReflinkFs) -> Iterator[VolumeLab]:
+        with reflink_lab(xfs.path, name="reflink-xfs", also=["exact"]) as made:
+            yield made
+
+
+@lab.root_test
+class TestReflinkFilesOnBtrfs(VolumeSuite):
+    examples, steps = 12, 12
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def storage(cls, btrfs: lab.ReflinkFs) -> Iterator[VolumeLab]:
+        with reflink_lab(btrfs.path, name="reflink-btrfs") as made:
+            yield made
+
+
+@lab.root_test
+class TestReflinkFilesOnCompressedBtrfs(VolumeSuite):
+    examples, steps = 6, 12
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def storage(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VolumeLab]:
+        folder = tmp_path_factory.mktemp("compressed")
+        with (
+            lab.ReflinkFs(folder, "btrfs", 512 * lab.MIB, options="compress-force=zstd") as outer,
+            reflink_lab(outer.path, name="reflink-btrfs-zstd") as made,
+        ):
+            yield made
+
+
+class LunSuite(VolumeSuite):
+    """Kind (a): the volume is a LUN image; the disks lie on the file system inside, which is frozen for the instant."""
+
+    examples, steps = 3, 10
+    outer, inner, partitioned = "xfs", "ext4", False
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def storage(cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VolumeLab]:
+        fs = request.getfixturevalue(cls.outer)
+        folder = tmp_path_factory.mktemp("luns")
+        size = (320 if cls.inner == "xfs" else 64) * lab.MIB
+        with contextlib.ExitStack() as stack:
+            luns = [
+                stack.enter_context(
+                    lab.Lun(
+                        fs.path,
+                        f"{folder.name}-{number}",
+                        size,
+                        cls.inner,
+                        cls.partitioned,
+                        folder / str(number),
+                    )
+                )
+                for number in range(2)
+            ]
+            name = f"{cls.inner}-lun-on-{cls.outer}"
+            yield stack.enter_context(reflink_lab(*(lun.path for lun in luns), name=name, watched=[fs.path]))
+
+
+@lab.root_test
+class TestExt4LunOnXfs(LunSuite):
+    pass
+
+
+@lab.root_test
+class TestPartitionedXfsLunOnXfs(LunSuite):
+    inner, partitioned = "xfs", True
+
+
+@lab.root_test
+class TestPartitionedExt4LunOnBtrfs(LunSuite):
+    outer, partitioned = "btrfs", True
+
+
+@lab.root_test
+class TestXfsLunOnBtrfs(LunSuite):
+    outer, inner = "btrfs", "xfs"
+
+
+class TestLocked(VolumeSuite):
+    """No snapshots: what is left of the laws, and as an ordinary user too."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def storage(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VolumeLab]:
+        driver = LockedDriver()  # its leases live in the object: a fresh one would know nothing
+        folder = str(tmp_path_factory.mktemp("locked"))
+        lacking = {"one_instant": "there are no snapshots"}
+        with contextlib.closing(FileLab([folder], lambda: driver, RealClock(), name="locked", lacking=lacking)) as made:
+            yield made
