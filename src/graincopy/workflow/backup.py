@@ -1,0 +1,214 @@
+"""The backup, stage by stage: snapshot coarse, copy fine, never merge. Read this page and you know the method.
+
+Crash points, in order (kill -9 at any of them leaves a state that the next command mends):
+``opened``, the five of the instant, then ``copied`` once for each disk, ``indexed``, ``published``, ``promoted``,
+``superseded``, ``cleaned``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from graincopy.core.errors import FreezeBroken
+from graincopy.core.ids import PointId
+from graincopy.model.lineage import First
+from graincopy.model.plan import BackupPlan
+from graincopy.model.planner import plan_backup
+from graincopy.model.restore_point import DiskRecord, RestorePoint, RunRecord
+from graincopy.model.snapshot import CheckpointDisk, Role, Target, TargetTag
+from graincopy.model.workload import Consistency, Workload
+from graincopy.repository.store import Session
+from graincopy.volumes.instant import Instant
+from graincopy.workflow.checkpoints import delete_target, keep_checkpoints, may_checkpoint
+from graincopy.workflow.context import Context
+from graincopy.workflow.copying import DiskCopy, copy_disk
+from graincopy.workflow.heart import Heart
+from graincopy.workflow.survey import Place, Survey, refuse_busy, survey
+from graincopy.workloads.base import Quiesced, WorkloadSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupWish:
+    """What the user asked for."""
+
+    audit: str | None = None  # None: as configured
+    keep_checkpoint: bool = True
+    allow_partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOutcome:
+    """A published restore point and what was left behind to make the next one cheap."""
+
+    point: RestorePoint
+    metadata_bytes: int  # what the repository grew by besides the chunks, the point itself included
+    targets_left: tuple[Target, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def plan(context: Context, workload: Workload) -> BackupPlan:
+    """What :func:`backup` would do now. No effect."""
+    found = survey(context, workload)
+    return plan_backup(
+        workload,
+        [place.claim for place in found.places],
+        {place.volume.id: place.volume for place in found.places},
+        [found.base_of(context, place) for place in found.places],
+        {name: driver.capabilities() for name, driver in context.drivers.items()},
+    )
+
+
+def backup(context: Context, source: WorkloadSource, workload: Workload, wish: BackupWish) -> BackupOutcome:
+    """Back up ``workload`` and publish one restore point. On any error nothing is published and no T stays.
+
+    Raises WorkloadBusy while another run works on the same workload.
+    """
+    found = survey(context, workload)  # 2, 3: files and volumes
+    run = context.repository.open_run("backup", workload.id, pins=_bases(context, found))
+    started = context.clock.monotonic()
+    instant: Instant | None = None
+    try:
+        context.step("opened")
+        refuse_busy(context, run)
+        instant, quiesced = _snapshot(context, source, found, run)  # 4, 5: targets, freeze, one instant
+        taken = context.clock.now()
+        with context.repository.session(run) as session:
+            disks = _copy_disks(context, found, instant, session, run, wish)  # 6, 7, 8: only dirty grains of Ef
+            session.finish()
+            context.step("indexed")
+            point = msgspec.structs.replace(
+                _restore_point(context, found, run, instant, disks, wish),
+                time=taken,
+                consistency=quiesced.consistency,
+                duration_s=round(context.clock.monotonic() - started, 3),
+                metadata_bytes=session.metadata_bytes,
+            )
+            size = context.repository.publish(point)  # 9: the point is there, whole, or not at all
+    except BaseException:
+        _abandon(context, instant, run)
+        raise
+    context.step("published")
+    left, warnings = keep_checkpoints(context, found, instant, point)
+    context.step("cleaned")
+    return BackupOutcome(point, point.metadata_bytes + size, left, point.warnings + warnings)
+
+
+def _snapshot(context: Context, source: WorkloadSource, found: Survey, run: RunRecord) -> tuple[Instant, Quiesced]:
+    """All S→T at one instant, the workload quiesced around it where it can be."""
+    reached: list[Quiesced] = []
+
+    @contextmanager
+    def quiesce() -> Iterator[None]:
+        quiesced = source.quiesce(found.workload, context.limits.freeze_deadline_s)
+        reached.append(quiesced)
+        held = False
+        try:
+            yield
+        finally:
+            held = source.thaw(quiesced)
+        if not held:
+            raise FreezeBroken(reason=f"{found.workload.name} went on before the snapshot was taken")
+
+    claims = [place.claim for place in found.places]
+    return context.instant(claims, tag_of(context, found, run), quiesce), reached[0]
+
+
+def tag_of(context: Context, found: Survey, run: RunRecord) -> TargetTag:
+    """The tag of every target that this run makes."""
+    return TargetTag(
+        run=run.id,
+        role=Role.TARGET,
+        owner=context.owner,
+        repository=context.repository.id,
+        disks=tuple(CheckpointDisk(workload=found.workload.id, disk=place.file.disk) for place in found.places),
+        created=context.clock.now(),
+    )
+
+
+def _copy_disks(
+    context: Context, found: Survey, instant: Instant, session: Session, run: RunRecord, wish: BackupWish
+) -> tuple[DiskCopy, ...]:
+    heart = Heart(context.repository, run, context.clock, context.progress)
+    copies = []
+    for place in found.places:
+        target = target_of(instant, place)
+        copies.append(
+            copy_disk(
+                context,
+                session,
+                place,
+                target,
+                found.base_of(context, place, target.incarnation),
+                audit=wish.audit or context.limits.audit,
+                allow_partial=wish.allow_partial,
+                progress=heart,
+            )
+        )
+        context.step("copied")
+    return tuple(copies)
+
+
+def target_of(instant: Instant, place: Place) -> Target:
+    """The T of the volume that holds the file at ``place``."""
+    return instant.targets[place.claim.driver, place.claim.volume]
+
+
+def _restore_point(
+    context: Context, found: Survey, run: RunRecord, instant: Instant, copies: Sequence[DiskCopy], wish: BackupWish
+) -> RestorePoint:
+    missing = {copy.record.name: list(copy.missing) for copy in copies if copy.missing}
+    keeps = wish.keep_checkpoint and not missing
+    window = instant.freeze
+    return RestorePoint(
+        id=run.id,
+        repository=context.repository.id,
+        workload=found.workload.id,
+        workload_name=found.workload.name,
+        kind=found.workload.kind,
+        sequence=context.repository.sequence(),
+        time=context.clock.now(),
+        hostname=context.owner.hostname,
+        base=_base_id(context, found),
+        consistency=Consistency.CRASH,
+        instant=context.instant_of([place.claim for place in found.places]),
+        disks=tuple(
+            _with_checkpoint(context, place, copy.record, target_of(instant, place), keeps)
+            for place, copy in zip(found.places, copies, strict=True)
+        ),
+        definitions=found.workload.definitions,
+        freeze_ms=round(window.freeze_ms, 1) if window else None,
+        warnings=tuple(warning for copy in copies for warning in copy.warnings) + (window.warnings if window else ()),
+        incomplete=bool(missing),
+        missing=missing,
+    )
+
+
+def _with_checkpoint(context: Context, place: Place, record: DiskRecord, target: Target, keeps: bool) -> DiskRecord:
+    """The point names its checkpoint before T is promoted: a crash in between is mended by promoting later."""
+    if not (keeps and may_checkpoint(context, place.claim)):
+        return record
+    return msgspec.structs.replace(record, checkpoint=target.id)
+
+
+def _base_id(context: Context, found: Survey) -> PointId | None:
+    """The restore point that the disks were computed from or compared with; None when there was none."""
+    return next(iter(_bases(context, found)), None)
+
+
+def _bases(context: Context, found: Survey) -> tuple[PointId, ...]:
+    """Restore points whose maps this run builds on: they must not be collected under it."""
+    lineages = (found.base_of(context, place) for place in found.places)
+    return tuple({lineage.point.id: None for lineage in lineages if not isinstance(lineage, First)})
+
+
+def _abandon(context: Context, instant: Instant | None, run: RunRecord) -> None:
+    """Undo what the run left outside; what cannot be undone is tagged and left to the reaper."""
+    try:
+        for target in instant.targets.values() if instant else ():
+            delete_target(context, target)
+    finally:
+        context.repository.close_run(run)

@@ -1,0 +1,164 @@
+"""Stage R, what to write: the grains in which S differs from the restore point, without reading S where it can.
+
+    difference = diff(P, L) ∪ changed(checkpoint of L, U)
+
+P is the point to restore, L the latest one, U the undo snapshot: S as it is now. Where L has no checkpoint, U is
+compared with P grain by grain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graincopy.core.errors import PathMissing, SourceChanged
+from graincopy.core.extent import Extents
+from graincopy.core.placement import Placement
+from graincopy.core.units import ceil_div
+from graincopy.model.audit import AuditAmount, choose
+from graincopy.model.change_map import Changed, dirty_file, to_grains, whole_file
+from graincopy.model.lineage import Incremental, Lineage, choose_base
+from graincopy.model.restore_point import DiskRecord, RestorePoint
+from graincopy.model.snapshot import Target
+from graincopy.model.volume import Claim, SourceVolume
+from graincopy.model.workload import WorkloadFile
+from graincopy.repository.grainmap import ZERO, Entries
+from graincopy.transfer.pipeline import copy_grains, differ
+from graincopy.transfer.progress import Meter, ProgressSink
+from graincopy.volumes.base import FileSink, Readable
+from graincopy.workflow.audit import mismatches
+from graincopy.workflow.context import Context
+from graincopy.workflow.survey import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One disk on its way back: the wanted state, where it lies, the file itself, and U (None without snapshots)."""
+
+    wanted: DiskRecord
+    place: Place
+    sink: FileSink
+    before: Target | None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Grains of one disk to write, how they were found, and how many bytes of S that took (audit included)."""
+
+    grains: Extents
+    how: str  # "change map", "compared" or "resumed"
+    read_bytes: int = 0
+
+
+def place_of(context: Context, disk: DiskRecord) -> Place:
+    """Where ``disk`` lies now; a file that is missing will be made where it lay. Raises VolumeUnsupported."""
+    file = WorkloadFile(
+        path=disk.path,
+        name=disk.name,
+        disk=disk.id,
+        format=disk.format,
+        representation=disk.representation,
+        metadata=disk.metadata,
+    )
+    try:
+        claim = context.claim(disk.path)
+    except PathMissing:
+        claim = Claim(path=disk.path, driver=disk.driver, volume=disk.volume, why="it is missing and will be made anew")
+        return Place(file, claim, SourceVolume(id=disk.volume, driver=disk.driver, size=0, incarnation=""))
+    return Place(file, claim, context.driver(claim).describe(claim.volume))
+
+
+def lineage_now(context: Context, point: RestorePoint, place: Place) -> Lineage:
+    """L, the latest restore point of the same workload that shows this disk, and its checkpoint if there is one."""
+    driver = context.driver(place.claim)
+    return choose_base(
+        context.repository.points(),
+        point.workload,
+        place.file,
+        place.volume,
+        place.claim,
+        driver.list_targets((place.claim.volume,)),
+        context.repository.id,
+        changes=driver.capabilities().change_map,
+    )
+
+
+def find_difference(
+    context: Context, point: RestorePoint, part: Part, *, compare: bool, progress: ProgressSink
+) -> Difference:
+    """Where the disk as it is now differs from the one wanted; ``compare`` forces reading all of it."""
+    if part.before is None:
+        return _from_comparison(context, part, part.sink, progress)
+    with context.driver(part.place.claim).open(part.before, part.place.claim) as now:
+        known = None if compare else _from_change_map(context, point, part, part.before, now.placement())
+        if known is None:
+            return _from_comparison(context, part, now, progress)
+        grains = known | _resized(context, part.wanted, now.size)
+        equal = now.placement().allocated().to_grains(context.repository.grain_size) - grains
+        sample = _sample(context, equal.clip(0, _grain_count(context, part.wanted)), grains, context.limits.audit)
+        if mismatches(context, now, part.wanted.path, sample, part.wanted.root):
+            return _from_comparison(context, part, now, progress)
+    return Difference(
+        grains.clip(0, _grain_count(context, part.wanted)), "change map", sample.total * context.repository.grain_size
+    )
+
+
+def _from_change_map(
+    context: Context, point: RestorePoint, part: Part, target: Target, now: Placement
+) -> Extents | None:
+    """The formula above; None when the changes since L cannot be told."""
+    driver = context.driver(part.place.claim)
+    lineage = lineage_now(context, point, part.place)
+    if not isinstance(lineage, Incremental):
+        return None
+    volume = driver.changed(lineage.checkpoint, target)
+    if not isinstance(volume, Changed):
+        return None
+    try:
+        with driver.open(lineage.checkpoint, part.place.claim) as latest:
+            before = latest.placement()
+    except SourceChanged:
+        return None
+    since = dirty_file(before, now, volume.extents)
+    grains = to_grains(since, now, context.repository.grain_size, lineage.disk_record.size)
+    return grains.read | grains.zero | context.repository.map.diff(part.wanted.root, lineage.disk_record.root)
+
+
+def _from_comparison(context: Context, part: Part, now: Readable, progress: ProgressSink) -> Difference:
+    """Read all that is allocated and compare it with P; what is a hole differs where P has a chunk."""
+    grain_size = context.repository.grain_size
+    placement = now.placement()
+    todo = to_grains(whole_file(placement), placement, grain_size)
+    seen = copy_grains(
+        now,
+        part.wanted.path,
+        todo.read,
+        context.repository,
+        None,
+        workers=context.limits.workers,
+        meter=Meter(f"comparing {part.wanted.name}", todo.read.total * grain_size, progress),
+    )
+    root = part.wanted.root
+    said = context.repository.map.lookup(root, seen.entries.grains)
+    differs = differ(seen.entries, said)
+    chunks = Entries.join(list(context.repository.map.walk(root, todo.zero)))
+    missing = Extents.from_points(chunks.grains[chunks.kinds != ZERO])
+    grains = Extents.from_points(seen.entries.grains[differs]) | missing | _resized(context, part.wanted, now.size)
+    return Difference(grains.clip(0, _grain_count(context, part.wanted)), "compared", seen.read_bytes)
+
+
+def _resized(context: Context, wanted: DiskRecord, size: int) -> Extents:
+    """Grains of P from the smaller of the two ends on: they have to be written when the sizes differ."""
+    if size == wanted.size:
+        return Extents.empty()
+    return Extents.of((min(size, wanted.size), wanted.size)).to_grains(context.repository.grain_size)
+
+
+def _grain_count(context: Context, wanted: DiskRecord) -> int:
+    return ceil_div(wanted.size, context.repository.grain_size)
+
+
+def _sample(context: Context, equal: Extents, written: Extents, audit: str) -> Extents:
+    """Some of the grains presumed equal: beside what will be written, and from a place chosen by chance on."""
+    count = AuditAmount.parse(audit).grains(equal.total)
+    cursor = context.chance.below(int(equal.bounds[-1])) if len(equal) else 0
+    return choose(equal, written, written.bounds, cursor, count, context.chance.below).grains

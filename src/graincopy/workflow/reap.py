@@ -1,0 +1,97 @@
+"""After a crash: what dead runs left on storage and in the repository is found and removed.
+
+The world is looked at in one order, which is what makes the answer sound: list the targets, ask whether their
+owners live, then read the restore points and records. A dead owner publishes nothing afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from graincopy.core.errors import GraincopyError
+from graincopy.core.ids import VolumeId
+from graincopy.model.reap import Decision, Delete, Promote, ReapLimits, decide
+from graincopy.model.snapshot import Owner, Target
+from graincopy.repository.repository import Repository
+from graincopy.volumes.base import VolumeDriver
+from graincopy.workflow.checkpoints import checkpoint_disks, delete_target, promote
+from graincopy.workflow.context import Context, Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What was decided about every target found, what could not be done, and the dead runs that were closed."""
+
+    decisions: tuple[Decision, ...]
+    failures: tuple[str, ...] = ()
+    closed_runs: tuple[str, ...] = ()
+
+
+def all_targets(
+    drivers: Mapping[str, VolumeDriver], volumes: Sequence[tuple[str, VolumeId]] = ()
+) -> tuple[Target, ...]:
+    """Every target of ours that the drivers know of; ``volumes`` are (driver, S) pairs known from restore points."""
+    found: dict[tuple[str, str], Target] = {}
+    for name, driver in drivers.items():
+        on = tuple({volume: None for owner, volume in volumes if owner == name})
+        for target in driver.list_targets(on):
+            found[name, target.id] = target
+    return tuple(found.values())
+
+
+def survey_targets(
+    drivers: Mapping[str, VolumeDriver],
+    repository: Repository | None,
+    alive: Callable[[Owner], bool | None],
+    now: float,
+    limits: Limits,
+) -> tuple[Decision, ...]:
+    """What should become of every target. No effect; without a repository only the owners are known.
+
+    A repository with a damaged restore point counts as unreadable: a point that is not seen would be taken for one
+    that never was.
+    """
+    targets = all_targets(drivers, _known_volumes(repository))
+    living = {target.tag.owner: alive(target.tag.owner) for target in targets}
+    readable = repository if repository and not repository.unreadable_points() else None
+    points = {readable.id: readable.points()} if readable else {}
+    restores = {readable.id: readable.restores()} if readable else {}
+    return decide(targets, points, restores, living.__getitem__, now, repository.id if repository else None)
+
+
+def reap(context: Context) -> Reaped:
+    """Close dead runs, promote what a crash left half promoted, delete what nobody owns. Failures are reported."""
+    closed = _close_dead_runs(context)
+    decisions = survey_targets(context.drivers, context.repository, context.alive, context.clock.now(), context.limits)
+    failures = []
+    for decision in decisions:
+        try:
+            if isinstance(decision, Delete):
+                delete_target(context, decision.target)
+            elif isinstance(decision, Promote):
+                point = context.repository.point(decision.target.tag.run)
+                promote(context, decision.target, checkpoint_disks(point, decision.target))
+        except GraincopyError as failure:
+            failures.append(f"{decision.target.id}: {failure}")
+    return Reaped(decisions, tuple(failures), closed)
+
+
+def _close_dead_runs(context: Context) -> tuple[str, ...]:
+    """Take the runs whose owner is known to be dead off the list of open runs.
+
+    They are not fenced: the dead publish nothing, and the index segments of a fenced run are passed over, so that what
+    it had stored would not be found again.
+    """
+    closed = []
+    for run in context.repository.open_runs():
+        if context.alive(run.owner) is False:
+            context.repository.close_run(run)
+            closed.append(run.id)
+    return tuple(closed)
+
+
+def _known_volumes(repository: Repository | None) -> tuple[tuple[str, VolumeId], ...]:
+    if repository is None:
+        return ()
+    return tuple({(disk.driver, disk.volume): None for point in repository.points() for disk in point.disks})

@@ -1,0 +1,182 @@
+"""Taking an in-place restore back: per file, only the grains that the restore wrote, and its size.
+
+A whole volume is never rolled back: that would revert the neighbours too. A grain that is neither as the restore
+left it nor as it was before has been changed since, and is refused unless forced. Crash points: ``opened``,
+``checked``, ``undone`` once for each disk, ``marked``, ``cleaned``.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+
+from graincopy.core.bitmap import GrainBitmap
+from graincopy.core.errors import RestoreUnknown, UndoConflict
+from graincopy.core.ids import VolumeId
+from graincopy.core.units import ceil_div
+from graincopy.model.restore_point import DiskRecord, MapRoot, RestoreDisk, RestorePoint, RestoreState
+from graincopy.model.snapshot import Target
+from graincopy.repository.grainmap import Entries
+from graincopy.repository.repository import Repository
+from graincopy.transfer.pipeline import copy_grains, differ
+from graincopy.transfer.progress import Meter, silent
+from graincopy.views.image import StoredImage
+from graincopy.volumes.base import FileSink, Readable
+from graincopy.workflow.checkpoints import delete_target
+from graincopy.workflow.context import Context
+from graincopy.workflow.difference import place_of
+from graincopy.workflow.survey import refuse_busy
+from graincopy.workflow.undo_state import cut_tail
+
+PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class UndoneDisk:
+    """One file as it was before, and what that took."""
+
+    name: str
+    path: str
+    written_bytes: int
+    removed: bool = False  # the file had not existed before the restore
+
+
+def find_restore(repository: Repository, text: str) -> RestoreState:
+    """The restore whose id begins with ``text`` and that can still be taken back. Raises RestoreUnknown."""
+    found = [state for state in repository.restores() if state.record.id.startswith(text)]
+    if len(found) != 1:
+        raise RestoreUnknown(restore=text, reason="several begin so" if found else "none has this id")
+    if found[0].state == "undone":
+        raise RestoreUnknown(restore=text, reason="it has been undone already")
+    return found[0]
+
+
+def undo(context: Context, state: RestoreState, *, force: bool) -> tuple[UndoneDisk, ...]:
+    """Bring back bytes and sizes of the files that ``state`` restored, then remove U.
+
+    Raises SourceInUse, UndoConflict, WorkloadBusy, RestoreUnknown when U is gone.
+    """
+    record = state.record
+    point = context.repository.point(record.point)
+    with ExitStack() as held:
+        run = context.repository.open_run("undo", record.workload, pins=(record.point,))
+        held.callback(context.repository.close_run, run)
+        context.step("opened")
+        refuse_busy(context, run)
+        jobs = []
+        for disk in record.disks:
+            wanted = _wanted(point, disk)
+            sink = held.enter_context(_open_sink(context, wanted))
+            before = held.enter_context(_open_before(context, state, disk, wanted))
+            jobs.append(_Job(context, disk, wanted, sink, before))
+        if not force:
+            for job in jobs:
+                job.refuse_conflicts()
+        context.step("checked")
+        context.repository.mark_restore(record.id, "undoing")
+        undone = []
+        for job in jobs:
+            undone.append(job.bring_back())
+            context.step("undone")
+        context.repository.mark_restore(record.id, "undone")
+        context.step("marked")
+    for target in undo_targets(context, state):
+        delete_target(context, target)
+    context.step("cleaned")
+    return tuple(undone)
+
+
+def undo_targets(context: Context, state: RestoreState) -> tuple[Target, ...]:
+    """The U that this restore still has on storage."""
+    wanted = {disk.undo_target for disk in state.record.disks} - {None}
+    drivers = {disk.undo_driver for disk in state.record.disks if disk.undo_driver}
+    return tuple(
+        target
+        for name in drivers
+        if name in context.drivers
+        for target in context.drivers[name].list_targets(_volumes_of(context, state))
+        if target.id in wanted
+    )
+
+
+def _volumes_of(context: Context, state: RestoreState) -> tuple[VolumeId, ...]:
+    point = context.repository.point(state.record.point)
+    return tuple({disk.volume: None for disk in point.disks})
+
+
+def _wanted(point: RestorePoint, disk: RestoreDisk) -> DiskRecord:
+    return next(record for record in point.disks if record.id == disk.disk)
+
+
+class _Job:
+    """One disk to bring back: the live file, what it held before, and what the restore wrote."""
+
+    def __init__(
+        self,
+        context: Context,
+        disk: RestoreDisk,
+        wanted: DiskRecord,
+        sink: FileSink,
+        before: Readable,
+    ) -> None:
+        self._context = context
+        self._disk = disk
+        self._wanted = wanted
+        self._sink = sink
+        self._before = before
+        self._grain = context.repository.grain_size
+        grains = GrainBitmap.from_bytes(disk.grains).to_extents()
+        self._grains = grains | cut_tail(disk.size, disk.size_before, self._grain)
+        self._grains = self._grains.clip(0, ceil_div(max(disk.size, disk.size_before or 0), self._grain))
+
+    def refuse_conflicts(self) -> None:
+        """Raise UndoConflict when a grain is neither as restored nor as before."""
+        now = self._name(self._sink)
+        restored = self._context.repository.map.lookup(self._wanted.root, now.grains)
+        strange = differ(now, restored) & differ(now, self._name(self._before))
+        if strange.any():
+            raise UndoConflict(path=self._disk.path, count=int(np.count_nonzero(strange)))
+
+    def bring_back(self) -> UndoneDisk:
+        """Write the grains and the size of before; a file that the restore made goes."""
+        if self._disk.size_before is None:
+            self._sink.remove()
+            return UndoneDisk(self._disk.name, self._disk.path, 0, removed=True)
+        if self._sink.size != self._disk.size_before:
+            self._sink.resize(self._disk.size_before)
+        ranges = self._grains.to_bytes(self._grain).clip(0, self._disk.size_before)
+        holes = ranges & self._before.placement().zero()
+        for start, stop in holes:
+            self._sink.zero(start, stop - start)
+        for start, stop in (ranges - holes).split(PIECE_BYTES):
+            piece = memoryview(bytearray(stop - start))
+            self._before.readinto(start, piece)
+            self._sink.write(start, piece)
+        if self._disk.metadata_before is not None:
+            self._sink.apply(self._disk.metadata_before)
+        self._sink.sync()
+        return UndoneDisk(self._disk.name, self._disk.path, ranges.total)
+
+    def _name(self, image: Readable) -> Entries:
+        meter = Meter("checking", 0, silent)
+        repository = self._context.repository
+        return copy_grains(image, self._disk.path, self._grains, repository, None, workers=1, meter=meter).entries
+
+
+def _open_sink(context: Context, wanted: DiskRecord) -> AbstractContextManager[FileSink]:
+    claim = place_of(context, wanted).claim
+    return context.driver(claim).open_for_restore(claim)
+
+
+def _open_before(
+    context: Context, state: RestoreState, disk: RestoreDisk, wanted: DiskRecord
+) -> AbstractContextManager[Readable]:
+    """The file as it was before the restore: from U, or from the grains kept in the repository."""
+    if disk.undo_target is None:
+        return nullcontext(StoredImage(context.repository, disk.undo_root or MapRoot(), disk.size_before or 0))
+    for target in undo_targets(context, state):
+        if target.id == disk.undo_target:
+            return context.driver(target).open(target, place_of(context, wanted).claim)
+    raise RestoreUnknown(restore=state.record.id, reason=f"its undo snapshot {disk.undo_target} is gone")

@@ -1,0 +1,135 @@
+"""What takes a restore back, made before its first write: U on storage, or the overwritten grains in the repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from graincopy.core.bitmap import GrainBitmap
+from graincopy.core.extent import Extents
+from graincopy.core.ids import VolumeId
+from graincopy.core.units import ceil_div
+from graincopy.model.restore_point import MapRoot, RestoreDisk, RestorePoint, RestoreRecord, RunRecord
+from graincopy.model.snapshot import CheckpointDisk, Role, Target, TargetTag
+from graincopy.repository.store import Session
+from graincopy.transfer.pipeline import copy_grains
+from graincopy.transfer.progress import Meter
+from graincopy.volumes.base import FileSink
+from graincopy.workflow.checkpoints import delete_target
+from graincopy.workflow.context import Context
+from graincopy.workflow.difference import Difference, Part
+from graincopy.workflow.survey import Place
+
+
+def take_undo(
+    context: Context, point: RestorePoint, places: Sequence[Place], sinks: Sequence[FileSink], run: RunRecord
+) -> dict[VolumeId, Target]:
+    """U of every volume whose driver can snapshot and whose file exists, all at one instant and durable."""
+    claims = [
+        place.claim
+        for place, sink in zip(places, sinks, strict=True)
+        if sink.existed and context.driver(place.claim).capabilities().snapshots
+    ]
+    if not claims:
+        return {}
+    tag = TargetTag(
+        run=run.id,
+        role=Role.UNDO,
+        owner=context.owner,
+        repository=context.repository.id,
+        disks=tuple(CheckpointDisk(workload=point.workload, disk=place.file.disk) for place in places),
+        created=context.clock.now(),
+        expires=context.clock.now() + context.limits.undo_keep_s,
+    )
+    return {target.volume: target for target in context.instant(claims, tag).targets.values()}
+
+
+@contextmanager
+def drop_unused(context: Context, run: RunRecord, targets: Mapping[VolumeId, Target]) -> Iterator[None]:
+    """On an error before the restore was recorded, nothing was written: U goes. Afterwards it is what saves us."""
+    try:
+        yield
+    except BaseException:
+        if not any(state.record.id == run.id for state in context.repository.restores()):
+            for target in targets.values():
+                delete_target(context, target)
+        raise
+
+
+def describe_undo(
+    context: Context,
+    point: RestorePoint,
+    run: RunRecord,
+    parts: Sequence[Part],
+    differences: Sequence[Difference],
+) -> RestoreRecord:
+    """The restore record. Where S has no snapshots, the grains about to be overwritten are stored first, durably."""
+    with context.repository.session(run) as session:
+        disks = _describe_disks(context, session, parts, differences)
+        session.finish()
+    return RestoreRecord(
+        id=run.id,
+        point=point.id,
+        workload=point.workload,
+        owner=context.owner,
+        opened=context.clock.now(),
+        expires=context.clock.now() + context.limits.undo_keep_s,
+        disks=disks,
+    )
+
+
+def _describe_disks(
+    context: Context, session: Session, parts: Sequence[Part], differences: Sequence[Difference]
+) -> tuple[RestoreDisk, ...]:
+    return tuple(
+        RestoreDisk(
+            disk=part.wanted.id,
+            name=part.wanted.name,
+            path=part.wanted.path,
+            size=part.wanted.size,
+            size_before=part.sink.size if part.sink.existed else None,
+            grains=GrainBitmap.from_extents(difference.grains).to_bytes(),
+            metadata_before=part.sink.metadata() if part.sink.existed else None,
+            undo_target=part.before.id if part.before else None,
+            undo_driver=part.before.driver if part.before else None,
+            undo_root=_save_overwritten(context, session, part, difference) if part.before is None else None,
+        )
+        for part, difference in zip(parts, differences, strict=True)
+    )
+
+
+def _save_overwritten(context: Context, session: Session, part: Part, difference: Difference) -> MapRoot | None:
+    """A grain map of what the differing grains hold now; None for a file that did not exist.
+
+    A file that the restore cuts loses its tail too: the grains behind the new end are saved as well.
+    """
+    if not part.sink.existed:
+        return None
+    grain_size = context.repository.grain_size
+    count = ceil_div(part.sink.size, grain_size)
+    grains = (difference.grains | cut_tail(part.wanted.size, part.sink.size, grain_size)).clip(0, count)
+    copied = copy_grains(
+        part.sink,
+        part.wanted.path,
+        grains,
+        context.repository,
+        session,
+        workers=context.limits.workers,
+        meter=Meter(f"keeping {part.wanted.name}", grains.total * grain_size, context.progress),
+    )
+    return session.update_map(MapRoot(), count, copied.entries)
+
+
+def cut_tail(size: int, size_before: int | None, grain_size: int) -> Extents:
+    """Grains from the new end to the old one, when the restore makes the file shorter."""
+    return Extents.of((size, size_before or 0)).to_grains(grain_size)
+
+
+def undo_of(record: RestoreRecord) -> str | None:
+    """What a person may see as the undo of a restore: its target, or the repository."""
+    for disk in record.disks:
+        if disk.undo_target:
+            return disk.undo_target
+        if disk.undo_root is not None:
+            return "repository"
+    return None
