@@ -1,0 +1,101 @@
+"""Operations that keep the repository in order: retention, space, proof, keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from graincopy.app.answer import Answer, table
+from graincopy.app.reading import workload_named
+from graincopy.app.shown import plan_answer, when
+from graincopy.app.wiring import Wiring, read_passphrase
+from graincopy.core.errors import CheckFailed, UsageWrong, printable
+from graincopy.core.units import format_size
+from graincopy.model.retention import RetentionPolicy
+from graincopy.repository.check import check as run_check
+from graincopy.repository.collect import collect as run_collect
+from graincopy.transfer.progress import Meter
+from graincopy.workflow.expire import expire as run_expire
+from graincopy.workflow.expire import plan as plan_expire
+from graincopy.workflow.reap import reap
+
+Values = dict[str, Any]
+SPANS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
+
+
+def expire(wiring: Wiring, values: Values) -> Answer:
+    """Remove restore points by retention rules."""
+    counts = {f"keep_{span}": values[f"keep_{span}"] or 0 for span in SPANS}
+    if not any(counts.values()):
+        raise UsageWrong(what="expire needs at least one rule, such as --keep-last 7")
+    try:
+        policy = RetentionPolicy(**counts)
+    except ValueError as failure:
+        raise UsageWrong(what=str(failure)) from failure
+    repository = wiring.repository()
+    context = wiring.context(repository)
+    planned = plan_expire(context, policy, workload_named(repository, values["workload"]))
+    if values["dry_run"]:
+        return plan_answer(planned)
+    removed = run_expire(context, planned)
+    document = {"removed": list(removed), "plan": msgspec.to_builtins(planned)}
+    return Answer(document, (f"removed {len(removed)} restore points; graincopy collect reclaims their space",))
+
+
+def collect(wiring: Wiring, values: Values) -> Answer:
+    """Reclaim space."""
+    repository = wiring.repository()
+    context = wiring.context(repository)
+    if not values["dry_run"]:
+        reap(context)
+    patience = context.limits.collect_patience_s if values["patience"] is None else float(values["patience"])
+    outcome = run_collect(
+        repository,
+        alive=context.alive,
+        clock=context.clock,
+        patience=patience,
+        step=context.step,
+        dry_run=values["dry_run"],
+    )
+    verb = "would free" if values["dry_run"] else "freed"
+    line = f"{verb} {format_size(outcome.freed_bytes)} in {outcome.swept} packs; {outcome.repacked} packs rewritten"
+    return Answer(msgspec.to_builtins(outcome), (line,))
+
+
+def check(wiring: Wiring, values: Values) -> Answer:
+    """Prove the repository. Findings are listed and end in exit code 63."""
+    repository = wiring.repository()
+    meter = Meter("checking", repository.total_bytes() if values["data"] else 0, wiring.progress)
+    findings = run_check(repository, data=values["data"], progress=meter.add)
+    document = {"findings": [msgspec.to_builtins(finding) for finding in findings], "data": values["data"]}
+    if not findings:
+        proof = "every byte is as it was written" if values["data"] else "the structure is whole"
+        return Answer(document, (f"no findings: {proof}",))
+    lines = tuple(
+        f"{printable(finding.name)}: {printable(finding.what)}"
+        + (f"; affects {', '.join(point[:12] for point in finding.points)}" if finding.points else "")
+        for finding in findings
+    )
+    affected = {point for finding in findings for point in finding.points}
+    failure = CheckFailed(count=len(findings), points=len(affected))
+    return Answer(document, lines, failure.exit_code, (f"{failure}. {failure.next_move}",))
+
+
+def key(wiring: Wiring, values: Values) -> Answer:
+    """Add, list or remove passphrases."""
+    repository = wiring.repository()
+    verb = values["verb"]
+    if verb == "add":
+        if not values["new_passphrase_file"]:
+            raise UsageWrong(what="key add needs --new-passphrase-file FILE")
+        added = repository.add_key(read_passphrase(values["new_passphrase_file"]), values["label"] or "")
+        return Answer({"key": added.id}, (f"added key {added.id}",))
+    if verb == "remove":
+        if not values["key"]:
+            raise UsageWrong(what="key remove needs the KEY; graincopy key list shows them")
+        repository.remove_key(values["key"])
+        return Answer({"key": values["key"]}, (f"removed key {values['key']}",))
+    keys = repository.keys()
+    rows = [(one.id, when(one.created), one.kdf, printable(one.label)) for one in keys]
+    return Answer([msgspec.to_builtins(one) for one in keys], table(("KEY", "CREATED", "KDF", "LABEL"), rows))

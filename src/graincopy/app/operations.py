@@ -1,0 +1,249 @@
+"""The operations table: name, input, help and output of everything graincopy does. All faces are made from it.
+
+Nothing heavy is imported here, so that ``graincopy --help`` answers at once; ``action`` names the function that does
+the work, as ``module:function``, and is looked up when the operation runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One argument. A name that begins with ``-`` is an option, any other is positional."""
+
+    name: str
+    help: str
+    kind: str = "text"  # "text", "flag", "number", "many" (one or more), "any" (none or more), "optional"
+    metavar: str = ""
+    default: object = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing that can be asked for."""
+
+    name: str
+    summary: str
+    action: str
+    inputs: tuple[Input, ...] = ()
+    examples: tuple[str, ...] = ()
+    about: str = ""
+    changes: bool = False  # has effects, so it takes --dry-run
+    results: tuple[tuple[int, str], ...] = ()  # exit codes that mean something special here
+
+
+_POINT = Input("point", "an id, a unique beginning of one, latest, or latest~N", metavar="POINT")
+_DISK = Input("--disk", "only this disk (its NAME in the restore point)", metavar="NAME")
+_WARNED = (3, "done, with warnings")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All operations, by name."""
+
+    operations: tuple[Operation, ...] = field(default_factory=tuple)
+
+    def find(self, name: str) -> Operation:
+        """The operation called ``name``. Raises KeyError."""
+        for operation in self.operations:
+            if operation.name == name:
+                return operation
+        raise KeyError(name)
+
+
+OPERATIONS = Table(
+    (
+        Operation(
+            "init",
+            "make a new repository",
+            "graincopy.app.making:init",
+            (
+                Input("--grain-size", "unit of change and of storage, a power of two from 64K to 4M", default="64K"),
+                Input("--no-encryption", "no passphrase; whoever reads the medium reads the disks", kind="flag"),
+            ),
+            ("graincopy init --repo /backup/vms",),
+            "The passphrase is taken from GRAINCOPY_PASSPHRASE or GRAINCOPY_PASSPHRASE_FILE. Without it nothing can"
+            " ever be read again.",
+        ),
+        Operation(
+            "backup",
+            "take one consistent restore point of a workload",
+            "graincopy.app.making:backup",
+            (
+                Input("workload", "PATH, or files:PATH,PATH", kind="many", metavar="WORKLOAD"),
+                Input("--name", "a stable name for these files; default: derived from their paths"),
+                Input("--audit", "how much of what is called unchanged is re-read: 64, 5%%, all or 0"),
+                Input("--no-checkpoint", "leave nothing on the storage; the next backup compares", kind="flag"),
+                Input("--allow-partial", "publish a flagged point even when parts cannot be read", kind="flag"),
+            ),
+            (
+                "graincopy backup /ds1/web.raw /ds2/db.raw",
+                "graincopy backup --name shop /ds1/web.raw --dry-run",
+            ),
+            "Several WORKLOADs make one restore point, at one instant where the storage allows it.",
+            changes=True,
+            results=(_WARNED,),
+        ),
+        Operation(
+            "points",
+            "list restore points, newest first",
+            "graincopy.app.reading:points",
+            (Input("--workload", "only those of this workload (name or id)", metavar="W"),),
+            ("graincopy points", "graincopy points --workload shop --json"),
+        ),
+        Operation(
+            "show",
+            "say everything about one restore point",
+            "graincopy.app.reading:show",
+            (_POINT,),
+            ("graincopy show latest",),
+        ),
+        Operation(
+            "diff",
+            "show where two restore points differ",
+            "graincopy.app.reading:diff",
+            (
+                Input("first", _POINT.help, metavar="POINT"),
+                Input("second", _POINT.help, metavar="POINT"),
+            ),
+            ("graincopy diff latest~1 latest",),
+        ),
+        Operation(
+            "restore",
+            "bring disks back, in place or as new files",
+            "graincopy.app.making:restore",
+            (
+                _POINT,
+                _DISK,
+                Input("--in-place", "write what differs onto the files the disks came from", kind="flag"),
+                Input("--to", "write each disk as a new file DIR/NAME", metavar="DIR"),
+                Input("--compare", "find the difference by reading everything; for use after a crash", kind="flag"),
+                Input("--preallocate", "with --to: take the whole space at once", kind="flag"),
+            ),
+            (
+                "graincopy restore latest~3 --in-place",
+                "graincopy restore 3f9c --disk web.raw --to /restore",
+            ),
+            "In place, an undo is kept first; graincopy undo takes the restore back. A restore that was cut off is"
+            " finished by the same command.",
+            changes=True,
+            results=(_WARNED,),
+        ),
+        Operation(
+            "undo",
+            "take an in-place restore back",
+            "graincopy.app.making:undo",
+            (
+                Input("restore", "the id that restore printed, or a unique beginning", metavar="RESTORE"),
+                Input("--force", "also overwrite what was changed after the restore", kind="flag"),
+            ),
+            ("graincopy undo 8d20",),
+            changes=True,
+        ),
+        Operation(
+            "expire",
+            "remove restore points by retention rules",
+            "graincopy.app.keeping:expire",
+            (
+                Input("--workload", "only those of this workload (name or id)", metavar="W"),
+                *(
+                    Input(f"--keep-{span}", f"keep the newest of each of the last N {unit}", kind="number", metavar="N")
+                    for span, unit in (
+                        ("last", "points"),
+                        ("hourly", "hours"),
+                        ("daily", "days"),
+                        ("weekly", "weeks"),
+                        ("monthly", "months"),
+                        ("yearly", "years"),
+                    )
+                ),
+            ),
+            ("graincopy expire --keep-last 3 --keep-daily 14 --dry-run",),
+            "The last good restore point of a workload always stays. Space is reclaimed by graincopy collect.",
+            changes=True,
+        ),
+        Operation(
+            "collect",
+            "reclaim the space that no restore point needs",
+            "graincopy.app.keeping:collect",
+            (Input("--patience", "seconds to wait for runs that are still open", kind="number", metavar="S"),),
+            ("graincopy collect",),
+            changes=True,
+        ),
+        Operation(
+            "check",
+            "prove the repository's structure, with --data every byte",
+            "graincopy.app.keeping:check",
+            (Input("--data", "read, open and prove every byte of every object", kind="flag"),),
+            ("graincopy check --data",),
+        ),
+        Operation(
+            "key",
+            "add, list or remove passphrases",
+            "graincopy.app.keeping:key",
+            (
+                Input("verb", "what to do", choices=("add", "list", "remove")),
+                Input("key", "for remove: the key's id", kind="optional", metavar="KEY"),
+                Input("--label", "for add: a name for people", default=""),
+                Input("--new-passphrase-file", "for add: file whose first line is the new passphrase", metavar="FILE"),
+            ),
+            ("graincopy key add --label offsite --new-passphrase-file /root/second", "graincopy key list"),
+        ),
+        Operation(
+            "volumes",
+            "explain on which volumes files lie and what can be done there",
+            "graincopy.app.looking:volumes",
+            (Input("path", "disk files or devices", kind="many", metavar="PATH"),),
+            ("graincopy volumes /ds1/web.raw",),
+        ),
+        Operation(
+            "targets",
+            "list what graincopy has left on storage, and remove what nobody owns",
+            "graincopy.app.looking:targets",
+            (Input("--reap", "remove what no living process and no restore point needs", kind="flag"),),
+            ("graincopy targets", "graincopy targets --reap"),
+            changes=True,
+        ),
+        Operation(
+            "validate-volume",
+            "run the conformance suite of volume drivers against your storage",
+            "graincopy.app.looking:validate_volume",
+            (
+                Input("driver", "reflink or locked", metavar="DRIVER"),
+                Input("directory", "a directory on that storage to work in", metavar="DIR"),
+            ),
+            ("graincopy validate-volume reflink /ds1",),
+        ),
+        Operation(
+            "validate-medium",
+            "run the conformance suite of media against a place for backups",
+            "graincopy.app.looking:validate_medium",
+            (Input("url", "a directory to work in; it must be empty or absent", metavar="URL"),),
+            ("graincopy validate-medium /backup/try",),
+        ),
+        Operation(
+            "doctor",
+            "say what this host can do, and what to install for the rest",
+            "graincopy.app.looking:doctor",
+            (),
+            ("graincopy doctor",),
+        ),
+        Operation(
+            "config",
+            "explain the configuration in force",
+            "graincopy.app.looking:config",
+            (Input("verb", "what to do", choices=("check",)),),
+            ("graincopy config check",),
+        ),
+        Operation(
+            "completion",
+            "print a completion script for the shell",
+            "graincopy.cli.main:completion",
+            (Input("shell", "which one", choices=("bash", "zsh", "tcsh")),),
+            ("graincopy completion bash > /etc/bash_completion.d/graincopy",),
+        ),
+    )
+)

@@ -1,0 +1,189 @@
+"""The one place that names concrete drivers, and that asks the machine for time, chance and environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from graincopy.app import host
+from graincopy.app.config import Config, load
+from graincopy.core.errors import PassphraseMissing, RepositoryMissing, UsageWrong
+from graincopy.media.base import Medium
+from graincopy.media.directory import DirectoryMedium
+from graincopy.repository.repository import Repository
+from graincopy.transfer.progress import ProgressSink, silent
+from graincopy.volumes.base import VolumeDriver
+from graincopy.volumes.locked import LockedDriver
+from graincopy.volumes.metadata import read_metadata
+from graincopy.volumes.places import FilePlaces
+from graincopy.volumes.reflink import ReflinkDriver
+from graincopy.workflow.context import Context, Limits
+from graincopy.workloads.base import WorkloadSource
+from graincopy.workloads.files import FilesSource
+
+
+def _no_step(_name: str) -> None:
+    """Passes every crash point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """Everything an operation may need, made when it is asked for."""
+
+    config: Config
+    config_path: str | None
+    environ: Mapping[str, str]
+    url: str | None
+    progress: ProgressSink = silent
+    step: Callable[[str], None] = _no_step
+
+    # --- places -----------------------------------------------------------------------------------
+
+    def state_dir(self) -> str:
+        """Where the durable notes about targets lie."""
+        if self.config.paths.state:
+            return self.config.paths.state
+        if os.geteuid() == 0:
+            return "/var/lib/graincopy"
+        return os.path.join(self._home("XDG_STATE_HOME", ".local/state"), "graincopy")
+
+    def cache_dir(self) -> str:
+        """Where disposable copies of index segments lie."""
+        if self.config.paths.cache:
+            return self.config.paths.cache
+        if os.geteuid() == 0 and "XDG_CACHE_HOME" not in self.environ:
+            return "/var/cache/graincopy"
+        return os.path.join(self._home("XDG_CACHE_HOME", ".cache"), "graincopy")
+
+    def _home(self, variable: str, usual: str) -> str:
+        return self.environ.get(variable) or os.path.join(self.environ.get("HOME", "/"), usual)
+
+    # --- drivers ----------------------------------------------------------------------------------
+
+    def drivers(self) -> dict[str, VolumeDriver]:
+        """Volume drivers in order of preference."""
+        places = FilePlaces(os.path.join(self.state_dir(), "places"))
+        drivers: list[VolumeDriver] = [ReflinkDriver(places), LockedDriver()]
+        return {driver.name: driver for driver in drivers}
+
+    def source(self) -> WorkloadSource:
+        """The workload source for files. Others will be chosen by prefix."""
+        return FilesSource(os.getcwd(), read_metadata)
+
+    # --- repository -------------------------------------------------------------------------------
+
+    def repo_url(self) -> str:
+        """--repo, else GRAINCOPY_REPO, else the configuration."""
+        url = self.url or self.environ.get("GRAINCOPY_REPO") or self.config.repo
+        if not url:
+            raise UsageWrong(what="no repository is named; give --repo or set GRAINCOPY_REPO")
+        return url
+
+    def medium(self, url: str, *, create: bool = False) -> Medium:
+        """The medium at ``url``: a path, or ``file://PATH``."""
+        scheme, separator, rest = url.partition("://")
+        if separator and scheme != "file":
+            raise UsageWrong(what=f"{scheme}:// is no kind of medium that this graincopy knows; name a directory")
+        path = os.path.abspath(rest if separator else url)
+        if create:
+            return DirectoryMedium.create(path)
+        if not os.path.isdir(path):
+            raise RepositoryMissing(url=url, reason="it does not exist or is no directory")
+        return DirectoryMedium(path)
+
+    def passphrase(self) -> bytes | None:
+        """From the environment or the file it names; never asked for."""
+        direct = self.environ.get("GRAINCOPY_PASSPHRASE")
+        if direct is not None:
+            return os.fsencode(direct)
+        path = self.environ.get("GRAINCOPY_PASSPHRASE_FILE")
+        return read_passphrase(path) if path else None
+
+    def repository(self) -> Repository:
+        """Open the repository. Raises what Repository.open raises."""
+        return Repository.open(
+            self.medium(self.repo_url()),
+            passphrase=self.passphrase(),
+            clock=host.SystemClock(),
+            chance=host.SystemChance(),
+            owner=host.this_process(),
+            cache_dir=self.cache_dir(),
+        )
+
+    def create_repository(self, grain_size: int, encrypted: bool) -> Repository:
+        """Make a new repository."""
+        url = self.repo_url()
+        passphrase = self.passphrase() if encrypted else None
+        if encrypted and not passphrase:
+            raise PassphraseMissing(url=url)
+        return Repository.create(
+            self.medium(url, create=True),
+            passphrase=passphrase,
+            grain_size=grain_size,
+            clock=host.SystemClock(),
+            chance=host.SystemChance(),
+        )
+
+    def context(self, repository: Repository) -> Context:
+        """The workflow's hands on this machine."""
+        return Context(
+            repository=repository,
+            drivers=self.drivers(),
+            clock=host.SystemClock(),
+            chance=host.SystemChance(),
+            owner=host.this_process(),
+            alive=host.alive,
+            precious=self.precious(),
+            limits=self.limits(),
+            progress=self.progress,
+            step=self.step,
+        )
+
+    def limits(self) -> Limits:
+        """The configuration's numbers, as the workflow wants them."""
+        config = self.config
+        return Limits(
+            workers=config.backup.workers,
+            audit=config.backup.audit,
+            freeze_deadline_s=config.freeze.deadline,
+            freeze_warn_ms=config.freeze.warn_ms,
+            undo_keep_s=config.restore.undo_days * 86400,
+            collect_patience_s=config.collect.patience,
+            checkpoint_max_age_s=config.checkpoint.max_days * 86400 or None,
+            checkpoint_min_free=config.checkpoint.min_free_percent / 100,
+        )
+
+    def precious(self) -> dict[str, str]:
+        """What must never be frozen: our own ground."""
+        return {
+            "the repository": os.path.abspath(self.repo_url().removeprefix("file://")),
+            "graincopy's state": self.state_dir(),
+            "graincopy's cache": self.cache_dir(),
+            "the running Python": sys.prefix,
+        }
+
+
+def wire(
+    explicit_config: str | None,
+    url: str | None,
+    progress: ProgressSink = silent,
+    step: Callable[[str], None] = _no_step,
+) -> Wiring:
+    """Read the configuration and the environment. Raises ConfigWrong."""
+    environ = dict(os.environ)
+    config, path = load(explicit_config, environ)
+    return Wiring(config, path, environ, url, progress, step)
+
+
+def read_passphrase(path: str) -> bytes:
+    """The first line of ``path``. Raises UsageWrong when it cannot be read or is empty."""
+    try:
+        with open(path, "rb") as file:
+            line = file.readline().rstrip(b"\r\n")
+    except OSError as failure:
+        raise UsageWrong(what=f"passphrase file {path}: {failure.strerror}") from failure
+    if not line:
+        raise UsageWrong(what=f"passphrase file {path} is empty")
+    return line
