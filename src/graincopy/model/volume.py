@@ -38,6 +38,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     fs_offset: int = 0
     fs_size: int = 0
     mount: str | None = None
+    size: int | None = None  # bytes of the file now, where that can be told
 
     @property
     def identity(self) -> bool:

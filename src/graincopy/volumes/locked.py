@@ -52,7 +52,8 @@ class LockedDriver(VolumeDriver):
             remedy = "run graincopy as the owner of the file or as root"
             return Refusal(path=path, driver=self.name, reason=f"{path} cannot be read", remedy=remedy)
         why = "writers are held off while the file is read; nothing else would work here"
-        return Claim(path=real, driver=self.name, volume=VolumeId(_PREFIX + real), why=why)
+        size = os.stat(real).st_size
+        return Claim(path=real, driver=self.name, volume=VolumeId(_PREFIX + real), why=why, size=size)
 
     def describe(self, volume: VolumeId) -> SourceVolume:
         try:

@@ -83,7 +83,8 @@ class ReflinkDriver(VolumeDriver):
             here = _may_make_targets(stack.path) or here
         if not isinstance(here, Broken):
             why = f"the file lies on {here.mount.fs_type} at {here.mount.point}, where it can be cloned"
-            return Claim(path=stack.path, driver=self.name, volume=VolumeId(PREFIX + stack.path), why=why)
+            size = self._host.stat(stack.path).st_size
+            return Claim(path=stack.path, driver=self.name, volume=VolumeId(PREFIX + stack.path), why=why, size=size)
         reasons = (below, here) if stack.devices or isinstance(lun, Lun) else (here, below)
         reason = "; ".join(dict.fromkeys(one.reason for one in reasons))
         remedy = next((one.remedy for one in reasons if one.remedy), "")
@@ -111,6 +112,7 @@ class ReflinkDriver(VolumeDriver):
             fs_offset=lun.offset,
             fs_size=lun.size,
             mount=lun.mount,
+            size=self._host.stat(path).st_size,
         )
 
     def describe(self, volume: VolumeId) -> SourceVolume:

@@ -53,12 +53,15 @@ class BackupOutcome:
 def plan(context: Context, workload: Workload) -> BackupPlan:
     """What :func:`backup` would do now. No effect."""
     found = survey(context, workload)
+    claims = [place.claim for place in found.places]
+    volumes = {place.volume.id: place.volume for place in found.places}
     return plan_backup(
         workload,
-        [place.claim for place in found.places],
-        {place.volume.id: place.volume for place in found.places},
+        claims,
+        volumes,
         [found.base_of(context, place) for place in found.places],
         {name: driver.capabilities() for name, driver in context.drivers.items()},
+        context.forecast(claims, tuple(volumes.values())),
     )
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from graincopy.core.clock import Chance, Clock
 from graincopy.core.errors import PathMissing, VolumeUnsupported
 from graincopy.core.ids import VolumeId
+from graincopy.model.planner import FreezeForecast
 from graincopy.model.snapshot import Owner, Target, TargetTag
-from graincopy.model.volume import Claim, Refusal
+from graincopy.model.volume import Claim, Refusal, SourceVolume
 from graincopy.repository.repository import Repository
 from graincopy.transfer.progress import ProgressSink
 from graincopy.volumes.base import VolumeDriver
-from graincopy.volumes.freeze_plan import FreezeLimits
+from graincopy.volumes.freeze_plan import FreezeLimits, file_system_at, plan_freeze, predict_ms
 from graincopy.volumes.instant import Instant, Quiesce, WindowTerms, instant_of, take_instant
 
 
@@ -82,6 +83,15 @@ class Context:
                 if claim.mount and not claim.identity and self.driver(claim).capabilities().freeze == "outside"
             }
         )
+
+    def forecast(self, claims: Sequence[Claim], volumes: Sequence[SourceVolume]) -> FreezeForecast | None:
+        """What would be frozen, in order, and for how long at most; None when nothing would be."""
+        mounts = self.freeze_mounts(claims)
+        if not mounts:
+            return None
+        frozen = plan_freeze([file_system_at(mount) for mount in mounts]).all
+        predicted = predict_ms([volume.extents for volume in volumes], len(frozen))
+        return FreezeForecast(mounts=tuple(one.point for one in frozen), predicted_ms=predicted)
 
     def instant_of(self, claims: Sequence[Claim]) -> str:
         """ "one" or "per file": whether targets of ``claims`` show one instant. Writers held off count as paused."""

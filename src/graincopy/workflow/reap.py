@@ -57,7 +57,23 @@ def survey_targets(
     readable = repository if repository and not repository.unreadable_points() else None
     points = {readable.id: readable.points()} if readable else {}
     restores = {readable.id: readable.restores()} if readable else {}
-    return decide(targets, points, restores, living.__getitem__, now, repository.id if repository else None)
+    ages = ReapLimits(
+        checkpoint_max_age=limits.checkpoint_max_age_s, crowded=_crowded(drivers, targets, limits.checkpoint_min_free)
+    )
+    return decide(targets, points, restores, living.__getitem__, now, repository.id if repository else None, ages)
+
+
+def _crowded(drivers: Mapping[str, VolumeDriver], targets: Sequence[Target], min_free: float) -> frozenset[str]:
+    """Targets on storage with less than the share ``min_free`` left."""
+    crowded: set[str] = set()
+    for driver, volume in {(target.driver, target.volume) for target in targets}:
+        try:
+            source = drivers[driver].describe(volume)
+        except GraincopyError:
+            continue  # S is gone; its targets are judged by what names them
+        if source.home_size and source.home_free < source.home_size * min_free:
+            crowded |= {target.id for target in targets if target.volume == volume}
+    return frozenset(crowded)
 
 
 def reap(context: Context) -> Reaped:

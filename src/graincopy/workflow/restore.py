@@ -29,7 +29,7 @@ from graincopy.workflow.context import Context
 from graincopy.workflow.difference import Difference, Part, find_difference, lineage_now, place_of
 from graincopy.workflow.heart import Heart
 from graincopy.workflow.survey import refuse_busy
-from graincopy.workflow.undo_state import describe_undo, drop_unused, take_undo, undo_of
+from graincopy.workflow.undo_state import describe_undo, drop_unused, hold_file, take_undo, undo_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def plan(
         lineage = lineage_now(context, point, place)
         places[disk.name] = RestorePlace(
             path=disk.path,
-            size_before=place.volume.size if place.claim.identity and place.volume.incarnation else None,
+            size_before=place.claim.size,
             change_map=isinstance(lineage, Incremental),
             reason=getattr(lineage, "reason", ""),
             snapshots=context.driver(place.claim).capabilities().snapshots,
@@ -94,7 +94,8 @@ def restore_in_place(
         context.step("opened")
         refuse_busy(context, run)
         places = [place_of(context, disk) for disk in disks]
-        sinks = [held.enter_context(context.driver(at.claim).open_for_restore(at.claim)) for at in places]
+        restore = unfinished.record.id if unfinished else run.id
+        sinks = [held.enter_context(hold_file(context, at.claim, restore, ("open",))) for at in places]
         if unfinished is not None:
             parts = [Part(*each, None) for each in zip(disks, places, sinks, strict=True)]
             return _finish(context, point, parts, _as_recorded(context, unfinished, parts), unfinished.record, heart)

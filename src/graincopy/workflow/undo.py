@@ -10,10 +10,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
-
 from graincopy.core.bitmap import GrainBitmap
 from graincopy.core.errors import RestoreUnknown, UndoConflict
+from graincopy.core.extent import Extents
 from graincopy.core.ids import VolumeId
 from graincopy.core.units import ceil_div
 from graincopy.model.restore_point import DiskRecord, MapRoot, RestoreDisk, RestorePoint, RestoreState
@@ -28,7 +27,7 @@ from graincopy.workflow.checkpoints import delete_target
 from graincopy.workflow.context import Context
 from graincopy.workflow.difference import place_of
 from graincopy.workflow.survey import refuse_busy
-from graincopy.workflow.undo_state import cut_tail
+from graincopy.workflow.undo_state import cut_tail, hold_file
 
 PIECE_BYTES = 1 << 20
 
@@ -68,7 +67,8 @@ def undo(context: Context, state: RestoreState, *, force: bool) -> tuple[UndoneD
         jobs = []
         for disk in record.disks:
             wanted = _wanted(point, disk)
-            sink = held.enter_context(_open_sink(context, wanted))
+            claim = place_of(context, wanted).claim
+            sink = held.enter_context(hold_file(context, claim, record.id, ("undoing",)))
             before = held.enter_context(_open_before(context, state, disk, wanted))
             jobs.append(_Job(context, disk, wanted, sink, before))
         if not force:
@@ -132,42 +132,60 @@ class _Job:
         self._grains = self._grains.clip(0, ceil_div(max(disk.size, disk.size_before or 0), self._grain))
 
     def refuse_conflicts(self) -> None:
-        """Raise UndoConflict when a grain is neither as restored nor as before."""
+        """Raise UndoConflict when a grain is neither as restored nor as before. A missing file has nothing to lose."""
+        if not self._sink.existed:
+            return
         now = self._name(self._sink)
         restored = self._context.repository.map.lookup(self._wanted.root, now.grains)
         strange = differ(now, restored) & differ(now, self._name(self._before))
-        if strange.any():
-            raise UndoConflict(path=self._disk.path, count=int(np.count_nonzero(strange)))
+        changed = Extents.from_points(now.grains[strange]) | self._resized()
+        if changed:
+            raise UndoConflict(path=self._disk.path, count=changed.total)
+
+    def _resized(self) -> Extents:
+        """Grains that came or went since, when the file's size is neither as restored nor as before."""
+        size, restored = self._sink.size, self._disk.size
+        if size in (restored, self._disk.size_before):
+            return Extents.empty()
+        return (Extents.of((size, restored)) | Extents.of((restored, size))).to_grains(self._grain)
 
     def bring_back(self) -> UndoneDisk:
         """Write the grains and the size of before; a file that the restore made goes."""
         if self._disk.size_before is None:
             self._sink.remove()
             return UndoneDisk(self._disk.name, self._disk.path, 0, removed=True)
-        if self._sink.size != self._disk.size_before:
-            self._sink.resize(self._disk.size_before)
-        ranges = self._grains.to_bytes(self._grain).clip(0, self._disk.size_before)
-        holes = ranges & self._before.placement().zero()
+        size = self._disk.size_before
+        gone = Extents.of((self._sink.size, size)).to_grains(self._grain) - self._grains  # deleted or cut since
+        if self._sink.size != size:
+            self._sink.resize(size)
+        written = self._lay(self._before, self._grains.to_bytes(self._grain).clip(0, size))
+        written += self._lay(self._untouched(), gone.to_bytes(self._grain).clip(0, size))
+        if self._disk.metadata_before is not None:
+            self._sink.apply(self._disk.metadata_before)
+        self._sink.sync()
+        return UndoneDisk(self._disk.name, self._disk.path, written)
+
+    def _untouched(self) -> Readable:
+        """What shows grains that the restore did not write: U; or, as they did not differ, the point itself."""
+        if self._disk.undo_target is not None:
+            return self._before
+        return StoredImage(self._context.repository, self._wanted.root, self._wanted.size)
+
+    def _lay(self, image: Readable, ranges: Extents) -> int:
+        """Copy ``ranges`` of ``image`` onto the file, holes as holes; how many bytes these were."""
+        holes = ranges & image.placement().zero()
         for start, stop in holes:
             self._sink.zero(start, stop - start)
         for start, stop in (ranges - holes).split(PIECE_BYTES):
             piece = memoryview(bytearray(stop - start))
-            self._before.readinto(start, piece)
+            image.readinto(start, piece)
             self._sink.write(start, piece)
-        if self._disk.metadata_before is not None:
-            self._sink.apply(self._disk.metadata_before)
-        self._sink.sync()
-        return UndoneDisk(self._disk.name, self._disk.path, ranges.total)
+        return ranges.total
 
     def _name(self, image: Readable) -> Entries:
         meter = Meter("checking", 0, silent)
         repository = self._context.repository
         return copy_grains(image, self._disk.path, self._grains, repository, None, workers=1, meter=meter).entries
-
-
-def _open_sink(context: Context, wanted: DiskRecord) -> AbstractContextManager[FileSink]:
-    claim = place_of(context, wanted).claim
-    return context.driver(claim).open_for_restore(claim)
 
 
 def _open_before(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from graincopy.core.bitmap import GrainBitmap
 from graincopy.core.extent import Extents
-from graincopy.core.ids import VolumeId
+from graincopy.core.ids import PointId, VolumeId
 from graincopy.core.units import ceil_div
 from graincopy.model.restore_point import MapRoot, RestoreDisk, RestorePoint, RestoreRecord, RunRecord
 from graincopy.model.snapshot import CheckpointDisk, Role, Target, TargetTag
+from graincopy.model.volume import Claim
 from graincopy.repository.store import Session
 from graincopy.transfer.pipeline import copy_grains
 from graincopy.transfer.progress import Meter
@@ -42,6 +43,22 @@ def take_undo(
         expires=context.clock.now() + context.limits.undo_keep_s,
     )
     return {target.volume: target for target in context.instant(claims, tag).targets.values()}
+
+
+@contextmanager
+def hold_file(context: Context, claim: Claim, restore: PointId, states: Collection[str]) -> Iterator[FileSink]:
+    """The live file, for writing. One that was missing goes again on an error before ``restore`` is in ``states``."""
+    with context.driver(claim).open_for_restore(claim) as sink:
+        try:
+            yield sink
+        except BaseException:
+            if not sink.existed and not _is_in(context, restore, states):
+                sink.remove()
+            raise
+
+
+def _is_in(context: Context, restore: PointId, states: Collection[str]) -> bool:
+    return any(one.record.id == restore and one.state in states for one in context.repository.restores())
 
 
 @contextmanager
