@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import lab as real
 import pytest
 from msgspec.structs import replace
 
-from graincopy.core.errors import RestoreNoSpace, TargetLost
+from graincopy.core.errors import RestoreNoSpace, TargetLost, VolumeUnsupported
 from graincopy.core.extent import Extents
 from graincopy.core.ids import VolumeId
 from graincopy.core.placement import Placement, State
 from graincopy.model.change_map import Changed, ChangeMap
 from graincopy.model.snapshot import Absent, Deleted, Target, TargetTag
-from graincopy.model.volume import Claim, SourceVolume, VolumeCapabilities
+from graincopy.model.volume import Claim, Refusal, SourceVolume, VolumeCapabilities
 from graincopy.testing.faults import SteppedClock
 from graincopy.testing.file_lab import FileLab
 from graincopy.testing.laws import LawBroken
@@ -343,6 +347,34 @@ def test_a_lie_on_real_storage_is_caught(liar: type[ReflinkDriver], law: str, xf
     with contextlib.closing(FileLab([xfs_dir], make, SteppedClock())) as lab:
         lab.patience = 0.0
         assert law in broken(lab)
+
+
+@real.root_test
+def test_a_user_can_try_his_own_storage_and_finds_it_as_it_was(xfs_dir: str) -> None:
+    places = MemoryPlaces()
+    with contextlib.closing(FileLab([xfs_dir], lambda: ReflinkDriver(places), SteppedClock())) as lab:
+        verdicts = list(validate_volume(lab, walks=2))
+    assert not [verdict for verdict in verdicts if verdict.outcome == FAILED]
+    assert len([verdict for verdict in verdicts if verdict.outcome == OK]) > 35
+    assert os.listdir(xfs_dir) == []
+
+
+def test_storage_that_no_driver_takes_is_said_to_be_so_and_left_clean(tmp_path: Path) -> None:
+    class Refuses(MemoryDriver):
+        def resolve(self, path: str) -> Refusal:
+            return Refusal(path=path, driver=self.name, reason="it is not to its taste")
+
+    with pytest.raises(VolumeUnsupported, match="not to its taste"):
+        FileLab([str(tmp_path)], lambda: Refuses(MemoryStorage()), SteppedClock())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_validation_needs_neither_pytest_nor_hypothesis() -> None:
+    program = (
+        "import sys, graincopy.testing.validate, graincopy.testing.file_lab, graincopy.testing.medium_labs;"
+        "sys.exit(bool({'pytest', 'hypothesis', '_pytest'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 
 
 # --- the reference driver itself ------------------------------------------------------------------

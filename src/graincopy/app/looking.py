@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from graincopy.app.answer import Answer, table
 from graincopy.app.config import explain
 from graincopy.app.shown import when
 from graincopy.app.wiring import Wiring
-from graincopy.core.errors import DONE, WARNED, ConformanceFailed, GraincopyError, UsageWrong, printable
+from graincopy.core.errors import DONE, WARNED, ConformanceFailed, GraincopyError, OutputUnfit, printable
 from graincopy.core.units import format_size
 from graincopy.model.reap import Decision, Delete, Keep
 from graincopy.model.volume import Claim
@@ -144,22 +145,29 @@ def _target_document(decision: Decision) -> dict[str, object]:
 
 
 def validate_volume(wiring: Wiring, values: Values) -> Answer:
-    """The volume laws against the user's storage."""
-    from graincopy.testing.file_lab import lab_for
+    """The volume laws against the user's storage. Where the directory lies on a LUN, its file system is frozen."""
+    from graincopy.testing.file_lab import FileLab
     from graincopy.testing.validate import validate_volume as run
 
-    driver = values["driver"]
-    if driver not in ("reflink", "locked"):
-        raise UsageWrong(what=f"there is no driver {driver} that can be validated; choose reflink or locked")
-    with lab_for(driver, os.path.abspath(values["directory"])) as lab:
-        return _validated(f"{driver} on {values['directory']}", list(run(lab)))
+    driver, directory = values["driver"], os.path.abspath(values["directory"])
+    make_driver = wiring.driver_to_validate(driver)
+    if not os.path.isdir(directory):
+        raise OutputUnfit(path=directory, reason="it is no directory")
+    with closing(FileLab([directory], make_driver, host.SystemClock(), name=driver)) as lab:
+        return _validated(f"{driver} on {directory}", list(run(lab)))
 
 
 def validate_medium(wiring: Wiring, values: Values) -> Answer:
-    """The medium laws against the user's place for backups."""
+    """The medium laws against the user's place for backups, which must be empty; what was made in it is removed."""
+    from graincopy.testing.medium_labs import DirectoryLab
     from graincopy.testing.validate import validate_medium as run
 
-    return _validated(values["url"], list(run(lambda: wiring.medium(values["url"], create=True))))
+    wiring.medium(values["url"], create=True)
+    path = wiring.path_of(values["url"])
+    try:
+        return _validated(values["url"], list(run(DirectoryLab(path))))
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _validated(what: str, results: list[Any]) -> Answer:

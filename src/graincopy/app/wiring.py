@@ -17,7 +17,7 @@ from graincopy.transfer.progress import ProgressSink, silent
 from graincopy.volumes.base import VolumeDriver
 from graincopy.volumes.locked import LockedDriver
 from graincopy.volumes.metadata import read_metadata
-from graincopy.volumes.places import FilePlaces
+from graincopy.volumes.places import FilePlaces, MemoryPlaces
 from graincopy.volumes.reflink import ReflinkDriver
 from graincopy.workflow.context import Context, Limits
 from graincopy.workloads.base import WorkloadSource
@@ -68,6 +68,20 @@ class Wiring:
         drivers: list[VolumeDriver] = [ReflinkDriver(places), LockedDriver()]
         return {driver.name: driver for driver in drivers}
 
+    def driver_to_validate(self, name: str) -> Callable[[], VolumeDriver]:
+        """How the conformance suite makes its driver objects: with places of their own, so that nothing else is seen.
+
+        ``locked`` holds leases in the object itself, so there it is one object. Raises UsageWrong.
+        """
+        places, locked = MemoryPlaces(), LockedDriver()
+        makers: dict[str, Callable[[], VolumeDriver]] = {
+            ReflinkDriver.name: lambda: ReflinkDriver(places),
+            LockedDriver.name: lambda: locked,
+        }
+        if name not in makers:
+            raise UsageWrong(what=f"there is no volume driver {name}; choose one of {', '.join(makers)}")
+        return makers[name]
+
     def source(self) -> WorkloadSource:
         """The workload source for files. Others will be chosen by prefix."""
         return FilesSource(os.getcwd(), read_metadata)
@@ -83,15 +97,19 @@ class Wiring:
 
     def medium(self, url: str, *, create: bool = False) -> Medium:
         """The medium at ``url``: a path, or ``file://PATH``."""
-        scheme, separator, rest = url.partition("://")
-        if separator and scheme != "file":
-            raise UsageWrong(what=f"{scheme}:// is no kind of medium that this graincopy knows; name a directory")
-        path = os.path.abspath(rest if separator else url)
+        path = self.path_of(url)
         if create:
             return DirectoryMedium.create(path)
         if not os.path.isdir(path):
             raise RepositoryMissing(url=url, reason="it does not exist or is no directory")
         return DirectoryMedium(path)
+
+    def path_of(self, url: str) -> str:
+        """The directory that ``url`` means. Raises UsageWrong for a kind of medium that is not there."""
+        scheme, separator, rest = url.partition("://")
+        if separator and scheme != "file":
+            raise UsageWrong(what=f"{scheme}:// is no kind of medium that this graincopy knows; name a directory")
+        return os.path.abspath(rest if separator else url)
 
     def passphrase(self) -> bytes | None:
         """From the environment or the file it names; never asked for."""
@@ -158,7 +176,7 @@ class Wiring:
     def precious(self) -> dict[str, str]:
         """What must never be frozen: our own ground."""
         return {
-            "the repository": os.path.abspath(self.repo_url().removeprefix("file://")),
+            "the repository": self.path_of(self.repo_url()),
             "graincopy's state": self.state_dir(),
             "graincopy's cache": self.cache_dir(),
             "the running Python": sys.prefix,

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -37,15 +35,13 @@ from graincopy.core.errors import (
 )
 from graincopy.media.base import Buffer, Medium, MediumCapabilities, ObjectEntry, check_name
 from graincopy.media.memory import check_range
+from graincopy.media.temporary import FOLDER_MODE, TemporaryFiles, fsync_folder, make_folders, write_all
 from graincopy.model.snapshot import Absent, Created, Deleted, Existing
 
 TEMPORARY = ".tmp"
-FILE_MODE, FOLDER_MODE = 0o600, 0o700
-IOV_MAX = 1024  # buffers that one writev(2) takes, <limits.h>
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 _GONE = {errno.ENOENT, errno.ENOTDIR}
-_NO_NAMELESS_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 
 
 class DirectoryMedium(Medium):
@@ -57,9 +53,8 @@ class DirectoryMedium(Medium):
     def __init__(self, path: str, *, nameless: bool = True) -> None:
         self.url = path
         self._root = os.path.join(os.getcwd(), path).rstrip("/") or "/"
-        self._nameless = nameless
+        self._files = TemporaryFiles(os.path.join(self._root, TEMPORARY), nameless)
         self._durable = {self._root}  # folders that survive a power cut; add() of a set is atomic
-        self._serial = itertools.count()
         try:
             self._identity = os.stat(os.path.join(self._root, "."))
         except OSError as error:
@@ -74,9 +69,9 @@ class DirectoryMedium(Medium):
         Raises RepositoryExists when something is in it, MediumReadOnly, MediumFull or MediumFailed.
         """
         with _translated(path):
-            _make_folders(path)
+            make_folders(path)
             with contextlib.suppress(PermissionError):  # not ours: then it was not made by us either
-                _fsync_folder(os.path.dirname(path.rstrip("/")) or ".")
+                fsync_folder(os.path.dirname(path.rstrip("/")) or ".")
             if set(os.listdir(path)) - {"lost+found"}:
                 raise RepositoryExists(url=path)
         return cls(path)
@@ -89,11 +84,11 @@ class DirectoryMedium(Medium):
         folder = os.path.dirname(path)
         with _translated(self.url):
             self._make_durable(folder)
-            with self._temporary(folder) as (fd, link_from):
+            with self._files.new(folder) as (fd, link_from):
                 write_all(fd, parts)
                 os.fsync(fd)
                 created = self._link(fd, link_from, path)
-            _fsync_folder(folder)
+            fsync_folder(folder)
         return Created() if created else Existing()
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -140,7 +135,7 @@ class DirectoryMedium(Medium):
                 self._check_root()
                 answer = Absent()
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                _fsync_folder(os.path.dirname(path))
+                fsync_folder(os.path.dirname(path))
         return answer
 
     # --- writing ----------------------------------------------------------------------------------
@@ -157,65 +152,8 @@ class DirectoryMedium(Medium):
         self._check_root()
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder, FOLDER_MODE)
-        _fsync_folder(above)  # also when it was there: whoever made it may not have come to its own fsync
+        fsync_folder(above)  # also when it was there: whoever made it may not have come to its own fsync
         self._durable.add(folder)
-
-    @contextlib.contextmanager
-    def _temporary(self, folder: str) -> Iterator[tuple[int, str]]:
-        """A new file open for writing, and the path to link it from; without a link it is gone afterwards."""
-        fd = self._open_nameless(folder)
-        if fd is not None:
-            try:
-                yield fd, f"/proc/self/fd/{fd}"
-            finally:
-                os.close(fd)
-            return
-        if next(self._serial) == 0:
-            self._sweep()
-        fd, path = self._open_named()
-        try:
-            yield fd, path
-        finally:
-            os.unlink(path)  # while it is locked: afterwards a sweeper may take it for left behind
-            os.close(fd)
-
-    def _open_nameless(self, folder: str) -> int | None:
-        if not self._nameless:
-            return None
-        try:
-            return os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, FILE_MODE)
-        except OSError as error:
-            if error.errno not in _NO_NAMELESS_FILES or not os.path.isdir(folder):
-                raise
-            self._nameless = False
-            return None
-
-    def _open_named(self) -> tuple[int, str]:
-        """A locked file under ``.tmp/``: one that is not locked was left by a writer that died."""
-        home = os.path.join(self._root, TEMPORARY)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(home, FOLDER_MODE)
-        while True:  # O_EXCL passes over what others, on other hosts too, are using
-            path = os.path.join(home, f"{os.getpid()}-{next(self._serial)}")
-            with contextlib.suppress(FileExistsError):
-                fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, FILE_MODE)
-                if _lock(fd, where_unsupported=True) and _is_still(fd, path):
-                    return fd, path
-                os.close(fd)  # swept by somebody before it was locked
-
-    def _sweep(self) -> None:
-        """Remove what killed writers left under ``.tmp/``."""
-        home = os.path.join(self._root, TEMPORARY)
-        with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(home):
-                path = os.path.join(home, name)
-                with contextlib.suppress(OSError):  # gone, or not ours to judge
-                    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-                    try:
-                        if _lock(fd, where_unsupported=False) and _is_still(fd, path):
-                            os.unlink(path)
-                    finally:
-                        os.close(fd)
 
     def _link(self, fd: int, link_from: str, path: str) -> bool:
         """Give the file its name; False when the name was taken."""
@@ -272,20 +210,6 @@ class DirectoryMedium(Medium):
             raise MediumFailed(url=self.url, reason="another directory is there now; was it unmounted?")
 
 
-def write_all(fd: int, parts: Sequence[Buffer]) -> None:
-    """Write every byte of ``parts`` at the file position, however short the kernel writes."""
-    views = [view for view in (memoryview(part).cast("B") for part in parts) if view.nbytes]
-    index = 0
-    while index < len(views):
-        written = os.writev(fd, views[index : index + IOV_MAX])
-        while written:
-            step = min(written, views[index].nbytes)
-            views[index] = views[index][step:]
-            written -= step
-            if not views[index].nbytes:
-                index += 1
-
-
 def _read_exactly(fd: int, name: str, offset: int, length: int) -> bytes:
     data = os.pread(fd, length, offset)
     if len(data) == length:
@@ -299,44 +223,6 @@ def _read_exactly(fd: int, name: str, offset: int, length: int) -> bytes:
         pieces.append(data)
         got += len(data)
     return b"".join(pieces)
-
-
-def _make_folders(path: str) -> None:
-    """``mkdir -p`` that survives a power cut."""
-    if os.path.isdir(path):
-        return
-    path = path.rstrip("/")
-    above = os.path.dirname(path) or "."
-    _make_folders(above)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, FOLDER_MODE)
-    _fsync_folder(above)
-
-
-def _fsync_folder(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int, where_unsupported: bool) -> bool:
-    """Hold the file until it is closed; False when somebody else does. Some file systems have no locks."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return where_unsupported
-    return True
-
-
-def _is_still(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _legal(leaf: str) -> bool:

@@ -1,1 +1,10 @@
-"""Beside the stages: conformance suites, memory drivers' partners, faults. Published for driver authors."""
+"""Beside the stages: conformance suites, their labs and oracles, faults. Published for driver authors.
+
+lab.py            what a driver gives the volume laws to work on; memory_lab, file_lab: labs that exist
+oracle.py         a disk as plain bytes beside the real one, and the operations that happen to both
+laws.py           what a law is; laws_volume, laws_restore, laws_medium: the laws, as plain functions
+machines.py       random operations against the soundness law (hypothesis)
+volume_suite.py   the laws as a pytest class, to be adopted in ten lines; medium_suite.py likewise
+validate.py       the same laws without pytest and hypothesis, for a user's own storage
+faults.py         faults on purpose
+"""
