@@ -375,6 +375,26 @@ class CheckFailed(GraincopyError):
     hint = "They are listed above. Make new backups; what is damaged is stored anew."
 
 
+class AddressTaken(GraincopyError):
+    """The place to serve at belongs to somebody else; it was left as it is."""
+
+    exit_code = 64
+    sentence = "cannot listen on {address}: {reason}"
+    hint = "Name another --socket or --port, or end what is there."
+
+
+class OverlayUnfit(GraincopyError):
+    exit_code = 65
+    sentence = "overlay {path}: {reason}"
+    hint = "Name another file with --overlay; this one was left as it is."
+
+
+class TlsUnfit(GraincopyError):
+    exit_code = 66
+    sentence = "TLS certificates in {path}: {reason}"
+    hint = "docs/nbd.md says which files belong there and how to make them."
+
+
 class Interrupted(GraincopyError):
     """SIGINT; everything is thawed and the target removed or tagged."""
 

@@ -8,18 +8,22 @@ import stat
 from collections.abc import Callable
 from functools import partial
 
+from graincopy.core.errors import PathUnfit
 from graincopy.model.workload import FileMetadata
 from graincopy.volumes import ioctl, leases
 
 
 def read_metadata(path: str) -> FileMetadata:
-    """What the regular file needs back besides its bytes.
+    """What the regular file needs back besides its bytes; nothing for a block device.
 
     Raises PathUnfit, PathUnreadable, FileNotFoundError.
     """
-    fd = leases.open_regular(path)
+    fd = leases.open_existing(path)
     try:
-        return metadata_of(fd)
+        kind = stat.S_IFMT(os.fstat(fd).st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFBLK):
+            raise PathUnfit(path=path, what="neither a file nor a block device")
+        return metadata_of(fd) if kind == stat.S_IFREG else FileMetadata()
     finally:
         os.close(fd)
 
@@ -73,10 +77,25 @@ def apply_metadata(fd: int, metadata: FileMetadata) -> tuple[str, ...]:
 
 
 def _set_nodatacow(fd: int, wanted: bool) -> None:
-    if os.fstat(fd).st_size:
+    found = os.fstat(fd)
+    if found.st_blocks or _has_data(fd):
         raise OSError(errno.EINVAL, "it can only be set on an empty file")
     flags = ioctl.inode_flags(fd) & ~ioctl.FS_NOCOW_FL
-    ioctl.set_inode_flags(fd, flags | ioctl.FS_NOCOW_FL if wanted else flags)
+    os.ftruncate(fd, 0)  # Btrfs wants its size to be 0, too
+    try:
+        ioctl.set_inode_flags(fd, flags | ioctl.FS_NOCOW_FL if wanted else flags)
+    finally:
+        os.ftruncate(fd, found.st_size)
+
+
+def _has_data(fd: int) -> bool:
+    try:
+        os.lseek(fd, 0, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return False
+        raise
+    return True
 
 
 def _attempt(what: str, change: Callable[[], object]) -> list[str]:

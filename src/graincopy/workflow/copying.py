@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graincopy.core.errors import SourceChanged
+from graincopy.core.errors import ObjectDamaged, ObjectMissing, SourceChanged
 from graincopy.core.extent import Extents
 from graincopy.core.placement import Placement
 from graincopy.core.units import ceil_div
@@ -12,7 +12,7 @@ from graincopy.model.change_map import Changed, DirtyGrains, dirty_file, to_grai
 from graincopy.model.lineage import Compare, First, Incremental, Lineage
 from graincopy.model.restore_point import AuditResult, DiskRecord, MapRoot
 from graincopy.model.snapshot import Target
-from graincopy.repository.grainmap import ZERO, Entries
+from graincopy.repository.grainmap import CHUNK, ZERO, Entries
 from graincopy.repository.store import Session
 from graincopy.transfer.pipeline import Copied, copy_grains, differ
 from graincopy.transfer.progress import Meter, ProgressSink
@@ -60,6 +60,8 @@ def copy_disk(
     """Copy what is dirty of the disk at ``place`` from ``target``. Raises ReadIncomplete, SourceWritten, TargetLost."""
     driver = context.driver(place.claim)
     warnings: tuple[str, ...] = ()
+    if session.lost and not isinstance(lineage, First) and not _is_whole(context, session, lineage.disk_record):
+        lineage = First("the repository has lost parts of the base")
     with driver.open(target, place.claim) as image:
         now = image.placement()
         work = plan_work(context, driver, place, target, lineage, now)
@@ -77,6 +79,18 @@ def copy_disk(
         root = session.update_map(work.base_root, ceil_div(image.size, context.repository.grain_size), changes)
         record = _record(context, place, target, image, now, work, audited, copied, changes, root)
     return DiskCopy(record, warnings, tuple(copied.unreadable))
+
+
+def _is_whole(context: Context, session: Session, base: DiskRecord) -> bool:
+    """Whether all that ``base`` refers to is in packs that are there: what is not has to be stored anew."""
+    grains = Extents.whole(ceil_div(base.size, context.repository.grain_size))
+    try:
+        for entries in context.repository.map.walk(base.root, grains):
+            if not session.known(entries.ids[entries.kinds == CHUNK]).all():
+                return False
+    except (ObjectMissing, ObjectDamaged):
+        return False
+    return True
 
 
 def plan_work(

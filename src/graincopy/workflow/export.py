@@ -52,6 +52,7 @@ def restore_to(
         warnings: list[str] = []
         for disk in disks:
             with folder.new_file(disk.name, disk.size, preallocate) as sink:
+                sink.apply(disk.metadata)  # nodatacow can only be set before the first write
                 grains = Extents.whole(ceil_div(disk.size, context.repository.grain_size))
                 bill = write_grains(
                     context.repository,

@@ -167,6 +167,8 @@ def _finish(
     restored = []
     warnings: list[str] = []
     for part, difference in zip(parts, differences, strict=True):
+        if not part.sink.existed:
+            part.sink.apply(part.wanted.metadata)  # nodatacow can only be set before the first write
         restored.append(_write(context, part, difference, progress))
         warnings += (f"{part.wanted.name}: {clause}" for clause in part.sink.apply(part.wanted.metadata))
         part.sink.sync()
