@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from graincopy.app import host
 from graincopy.app.answer import Answer, table
 from graincopy.app.reading import workload_named
 from graincopy.app.shown import plan_answer, when
@@ -26,6 +27,8 @@ SPANS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 
 def expire(wiring: Wiring, values: Values) -> Answer:
     """Remove restore points by retention rules."""
+    if values["point"]:
+        return _remove_one(wiring, values)
     counts = {f"keep_{span}": values[f"keep_{span}"] or 0 for span in SPANS}
     if not any(counts.values()):
         raise UsageWrong(what="expire needs at least one rule, such as --keep-last 7")
@@ -41,6 +44,17 @@ def expire(wiring: Wiring, values: Values) -> Answer:
     removed = run_expire(context, planned)
     document = {"removed": list(removed), "plan": msgspec.to_builtins(planned)}
     return Answer(document, (f"removed {len(removed)} restore points; graincopy collect reclaims their space",))
+
+
+def _remove_one(wiring: Wiring, values: Values) -> Answer:
+    """Remove the one point that was named; also one that is damaged and cannot be read any more."""
+    repository = wiring.repository()
+    damaged = [id for id, _ in repository.unreadable_points() if id.startswith(values["point"])]
+    point = damaged[0] if len(damaged) == 1 else repository.find_point(values["point"]).id
+    if not values["dry_run"]:
+        repository.delete_point(point, host.alive)
+    verb = "would remove" if values["dry_run"] else "removed"
+    return Answer({"removed": [point]}, (f"{verb} restore point {point}",))
 
 
 def collect(wiring: Wiring, values: Values) -> Answer:

@@ -148,6 +148,7 @@ OPERATIONS = Table(
             "remove restore points by retention rules",
             "graincopy.app.keeping:expire",
             (
+                Input("--point", "remove just this one, also when it is damaged", metavar="POINT"),
                 Input("--workload", "only those of this workload (name or id)", metavar="W"),
                 *(
                     Input(f"--keep-{span}", f"keep the newest of each of the last N {unit}", kind="number", metavar="N")
