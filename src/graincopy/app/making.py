@@ -6,12 +6,12 @@ from typing import Any
 
 from graincopy.app.answer import Answer, table
 from graincopy.app.notify import notify
-from graincopy.app.shown import disk_line, plan_answer, point_line
+from graincopy.app.shown import disk_table, plan_answer, point_document, point_line
 from graincopy.app.wiring import Wiring
 from graincopy.core.errors import DONE, WARNED, GraincopyError, UsageWrong
 from graincopy.core.units import format_duration, format_size, parse_size
 from graincopy.model.audit import AuditAmount
-from graincopy.model.restore_point import DiskRecord, RestorePoint
+from graincopy.model.restore_point import RestorePoint
 from graincopy.model.workload import Workload
 from graincopy.volumes.new_file import NewFiles
 from graincopy.workflow.backup import BackupOutcome, BackupWish
@@ -100,17 +100,7 @@ def _check_audit(text: str | None) -> None:
 
 def _backup_answer(context: Context, outcome: BackupOutcome) -> Answer:
     point = outcome.point
-    document = {
-        "restore_point": point.id,
-        "workload": point.workload,
-        "workload_name": point.workload_name,
-        "base": point.base,
-        "consistency": point.consistency,
-        "instant": point.instant,
-        "incomplete": point.incomplete,
-        "freeze_ms": point.freeze_ms,
-        "duration_s": point.duration_s,
-        "disks": [disk_document(disk) for disk in point.disks],
+    document = point_document(point) | {
         "metadata_bytes": outcome.metadata_bytes,
         "targets_left": [
             {"id": target.id, "role": target.tag.role, "volume": target.volume, "allocated": target.allocated}
@@ -118,36 +108,13 @@ def _backup_answer(context: Context, outcome: BackupOutcome) -> Answer:
         ],
         "warnings": list(outcome.warnings),
     }
-    rows = [disk_line(disk) for disk in point.disks]
     frozen = "" if point.freeze_ms is None else f", writers held {point.freeze_ms:.0f} ms"
     lines = (
         f"restore point {point.id} of {point.workload_name} in {format_duration(point.duration_s)}{frozen}",
-        *table(("DISK", "SIZE", "DIRTY", "READ", "AUDIT", "STORED", "CHANGE MAP"), rows),
+        *disk_table(point),
         *_audit_lines(point),
     )
     return Answer(document, lines, WARNED if outcome.warnings else DONE, outcome.warnings)
-
-
-def disk_document(disk: DiskRecord) -> dict[str, object]:
-    """One disk of a restore point for machines."""
-    return {
-        "name": disk.name,
-        "path": disk.path,
-        "volume": disk.volume,
-        "driver": disk.driver,
-        "representation": disk.representation,
-        "format": disk.format,
-        "size": disk.size,
-        "allocated": disk.allocated,
-        "change_map": disk.change_map,
-        "checkpoint": disk.checkpoint,
-        "dirty_bytes": disk.dirty_bytes,
-        "read_bytes": disk.read_bytes,
-        "audit_bytes": disk.audit_bytes,
-        "audit_mismatches": disk.audit.mismatches,
-        "audit_bound": disk.audit.wrong_at_most,
-        "stored_bytes": disk.stored_bytes,
-    }
 
 
 def _audit_lines(point: RestorePoint) -> tuple[str, ...]:

@@ -7,13 +7,11 @@ from typing import Any
 import msgspec
 
 from graincopy.app.answer import Answer, table
-from graincopy.app.making import disk_document
-from graincopy.app.shown import disk_line, point_line, when
+from graincopy.app.shown import disk_table, point_document, point_line, when
 from graincopy.app.wiring import Wiring
 from graincopy.core.errors import printable
 from graincopy.core.ids import WorkloadId
 from graincopy.core.units import format_size
-from graincopy.model.restore_point import RestorePoint
 from graincopy.repository.repository import Repository
 from graincopy.workflow.expire import diff as diff_points
 
@@ -37,27 +35,7 @@ def points(wiring: Wiring, values: Values) -> Answer:
         for point in found
     ]
     head = ("POINT", "TIME", "WORKLOAD", "DISKS", "CONSISTENCY", "SIZE")
-    return Answer([_point_document(point) for point in found], table(head, rows))
-
-
-def _point_document(point: RestorePoint) -> dict[str, object]:
-    return {
-        "restore_point": point.id,
-        "workload": point.workload,
-        "workload_name": point.workload_name,
-        "time": point.time,
-        "sequence": point.sequence,
-        "base": point.base,
-        "consistency": point.consistency,
-        "instant": point.instant,
-        "incomplete": point.incomplete,
-        "freeze_ms": point.freeze_ms,
-        "duration_s": point.duration_s,
-        "hostname": point.hostname,
-        "disks": [disk_document(disk) for disk in point.disks],
-        "missing": point.missing,
-        "warnings": list(point.warnings),
-    }
+    return Answer([point_document(point) for point in found], table(head, rows))
 
 
 def workload_named(repository: Repository, text: str | None) -> WorkloadId | None:
@@ -79,14 +57,11 @@ def show(wiring: Wiring, values: Values) -> Answer:
         f"  workload {printable(point.workload_name)} ({point.workload}), {when(point.time)} on {point.hostname}",
         f"  consistency {point.consistency}, instant: {point.instant}; {freeze}",
         f"  base {point.base or 'none'}",
-        *table(
-            ("DISK", "SIZE", "DIRTY", "READ", "AUDIT", "STORED", "CHANGE MAP"),
-            [disk_line(disk) for disk in point.disks],
-        ),
+        *disk_table(point),
         *(f"  {printable(disk.name)}: {printable(disk.path)} on {printable(disk.volume)}" for disk in point.disks),
         *(f"warning: {printable(warning)}" for warning in point.warnings),
     )
-    return Answer(_point_document(point), lines)
+    return Answer(point_document(point), lines)
 
 
 def diff(wiring: Wiring, values: Values) -> Answer:

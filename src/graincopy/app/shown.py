@@ -6,7 +6,7 @@ import datetime
 
 import msgspec
 
-from graincopy.app.answer import Answer
+from graincopy.app.answer import Answer, table
 from graincopy.core.errors import printable
 from graincopy.core.units import format_size
 from graincopy.model.plan import BackupPlan, ExpirePlan, RestorePlan
@@ -29,6 +29,56 @@ def disk_line(disk: DiskRecord) -> tuple[str, ...]:
     return (printable(disk.name), *(format_size(size) for size in sizes), disk.change_map)
 
 
+def disk_table(point: RestorePoint) -> tuple[str, ...]:
+    """The disks of a restore point as a table."""
+    return table(
+        ("DISK", "SIZE", "DIRTY", "READ", "AUDIT", "STORED", "CHANGE MAP"), [disk_line(disk) for disk in point.disks]
+    )
+
+
 def plan_answer(plan: BackupPlan | RestorePlan | ExpirePlan) -> Answer:
     """A plan that is printed and not carried out."""
     return Answer({"plan": msgspec.to_builtins(plan)}, plan.lines())
+
+
+def point_document(point: RestorePoint) -> dict[str, object]:
+    """One restore point for machines."""
+    return {
+        "restore_point": point.id,
+        "workload": point.workload,
+        "workload_name": point.workload_name,
+        "time": point.time,
+        "sequence": point.sequence,
+        "base": point.base,
+        "consistency": point.consistency,
+        "instant": point.instant,
+        "incomplete": point.incomplete,
+        "freeze_ms": point.freeze_ms,
+        "duration_s": point.duration_s,
+        "hostname": point.hostname,
+        "disks": [disk_document(disk) for disk in point.disks],
+        "missing": point.missing,
+        "warnings": list(point.warnings),
+    }
+
+
+def disk_document(disk: DiskRecord) -> dict[str, object]:
+    """One disk of a restore point for machines."""
+    return {
+        "name": disk.name,
+        "path": disk.path,
+        "volume": disk.volume,
+        "driver": disk.driver,
+        "representation": disk.representation,
+        "format": disk.format,
+        "size": disk.size,
+        "allocated": disk.allocated,
+        "change_map": disk.change_map,
+        "checkpoint": disk.checkpoint,
+        "dirty_bytes": disk.dirty_bytes,
+        "read_bytes": disk.read_bytes,
+        "audit_bytes": disk.audit_bytes,
+        "audit_mismatches": disk.audit.mismatches,
+        "audit_bound": disk.audit.wrong_at_most,
+        "stored_bytes": disk.stored_bytes,
+    }
