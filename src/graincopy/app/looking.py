@@ -73,7 +73,7 @@ def targets(wiring: Wiring, values: Values) -> Answer:
         failures = (f"without the repository only owners are known: {failure}",)
     if values["reap"] and not values["dry_run"]:
         assert repository is not None
-        reaped = reap(wiring.context(repository))
+        reaped = reap(wiring.context(repository), silence=values["silence"])
         decisions, failures = reaped.decisions, reaped.failures
     else:
         decisions = survey_targets(wiring.drivers(), repository, host.alive, host.SystemClock().now(), wiring.limits())

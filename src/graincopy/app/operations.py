@@ -204,7 +204,15 @@ OPERATIONS = Table(
             "targets",
             "list what graincopy has left on storage, and remove what nobody owns",
             "graincopy.app.looking:targets",
-            (Input("--reap", "remove what no living process and no restore point needs", kind="flag"),),
+            (
+                Input("--reap", "remove what no living process and no restore point needs", kind="flag"),
+                Input(
+                    "--silence",
+                    "with --reap: watch other hosts' runs for S seconds, and fence those that give no sign of life",
+                    kind="number",
+                    metavar="S",
+                ),
+            ),
             ("graincopy targets", "graincopy targets --reap"),
             changes=True,
         ),

@@ -261,7 +261,7 @@ class RunFenced(GraincopyError):
 class WorkloadBusy(GraincopyError):
     exit_code = 41
     sentence = "workload {workload} is held by run {run} ({owner})"
-    hint = "Wait for it to end. If it is dead, graincopy targets --reap clears it."
+    hint = "Wait for it to end. A dead run: graincopy targets --reap; of another host: add --silence 300."
 
 
 class RunsOpen(GraincopyError):
@@ -393,6 +393,28 @@ class TlsUnfit(GraincopyError):
     exit_code = 66
     sentence = "TLS certificates in {path}: {reason}"
     hint = "docs/nbd.md says which files belong there and how to make them."
+
+
+class GuestPathMissing(GraincopyError):
+    """Inside a stored disk."""
+
+    exit_code = 67
+    sentence = "{disk} has no {path}: {reason}"
+    hint = "graincopy files POINT {disk} lists its partitions, graincopy files POINT {disk}:PATH a directory."
+
+
+class GuestUnreadable(GraincopyError):
+    """No file system, one that nobody here can read, or one that is broken, or hostile."""
+
+    exit_code = 68
+    sentence = "the files in {where} cannot be read: {reason}"
+    hint = "docs/files.md says what can be; graincopy mount shows the disk itself to other tools."
+
+
+class MountPointUnfit(GraincopyError):
+    exit_code = 69
+    sentence = "{path} cannot be mounted on: {reason}"
+    hint = "Name an empty directory of your own; see docs/files.md."
 
 
 class Interrupted(GraincopyError):

@@ -7,4 +7,5 @@ machines.py       random operations against the soundness law (hypothesis)
 volume_suite.py   the laws as a pytest class, to be adopted in ten lines; medium_suite.py likewise
 validate.py       the same laws without pytest and hypothesis, for a user's own storage
 faults.py         faults on purpose
+crash.py          one command line as a real process that is killed or stopped at a named step
 """

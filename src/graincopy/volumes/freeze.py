@@ -26,6 +26,8 @@ from graincopy.volumes import freeze_guard
 from graincopy.volumes.freeze_plan import FileSystem, FreezePlan, FreezeReport, MountReport
 
 _GUARD_START = 20.0  # seconds until the guard must be ready
+_TURN_PATIENCE = 5.0  # seconds to wait for another window of ours on the same file system
+_TURN_PAUSE = 0.02
 _GUARD_GRACE = 5.0  # seconds beyond the deadline until the guard must have answered
 
 
@@ -61,6 +63,7 @@ class FreezeGuard:
     def __enter__(self) -> FreezeGuard:
         try:
             self._open()
+            self._take_turn()
             self._start()
         except BaseException:
             self.close()
@@ -110,6 +113,22 @@ class FreezeGuard:
             except OSError as error:
                 raise SnapshotFailed(volume=place.point, reason=f"it cannot be opened: {error.strerror}") from error
             self._members[fd] = _Member(place, fd)
+
+    def _take_turn(self) -> None:
+        """One window of ours at a time on a file system: others wait, a little, for this lock.
+
+        The guard inherits the descriptors, so that the lock lives exactly as long as anything can be frozen by it.
+        """
+        give_up = self.clock.monotonic() + _TURN_PATIENCE
+        for member in sorted(self._members.values(), key=lambda member: member.place.device):
+            while True:
+                try:
+                    fcntl.flock(member.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if self.clock.monotonic() >= give_up:
+                        raise FrozenElsewhere(mount=member.place.point) from error
+                    self.clock.sleep(_TURN_PAUSE)
 
     def _start(self) -> None:
         by_place = {member.place: fd for fd, member in self._members.items()}

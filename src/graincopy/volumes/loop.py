@@ -117,7 +117,9 @@ def backing_of(device_name: str, sys_root: str = "/sys") -> LoopBacking | None:
     try:
         path = _read(f"{folder}/backing_file")
         offset, limit = int(_read(f"{folder}/offset")), int(_read(f"{folder}/sizelimit"))
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):  # ENODEV: it is being unbound at this moment
+            raise
         return None
     deleted = path.endswith(_DELETED) and not os.path.lexists(path)
     return LoopBacking(path.removesuffix(_DELETED) if deleted else path, offset, limit, deleted)

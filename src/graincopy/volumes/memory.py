@@ -45,7 +45,8 @@ class MemoryDriver(VolumeDriver):
             name, _, inner = path.removeprefix(_FILES).partition("/")
         volume = self._storage.volumes.get(name)
         if volume is None or (inner is not None and inner not in volume.files):
-            return Refusal(path=path, driver=self.name, reason="it lies on no volume in memory")
+            missing = path.startswith((_DEVICES, _FILES))
+            return Refusal(path=path, driver=self.name, reason="it lies on no volume in memory", missing=missing)
         claim = Claim(path=path, driver=self.name, volume=VolumeId(f"memory:{name}"), why="it is a volume in memory")
         if inner is None:
             return claim

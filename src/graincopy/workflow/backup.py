@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from graincopy.core.errors import FreezeBroken
+from graincopy.core.errors import FreezeBroken, PointUnknown
 from graincopy.core.ids import PointId
 from graincopy.model.lineage import First
 from graincopy.model.plan import BackupPlan
@@ -70,8 +70,7 @@ def backup(context: Context, source: WorkloadSource, workload: Workload, wish: B
 
     Raises WorkloadBusy while another run works on the same workload.
     """
-    found = survey(context, workload)  # 2, 3: files and volumes
-    run = context.repository.open_run("backup", workload.id, pins=_bases(context, found))
+    found, run = _open(context, workload)  # 2, 3: files and volumes
     started = context.clock.monotonic()
     instant: Instant | None = None
     try:
@@ -98,6 +97,16 @@ def backup(context: Context, source: WorkloadSource, workload: Workload, wish: B
     left, warnings = keep_checkpoints(context, found, instant, point)
     context.step("cleaned")
     return BackupOutcome(point, point.metadata_bytes + size, left, point.warnings + warnings)
+
+
+def _open(context: Context, workload: Workload) -> tuple[Survey, RunRecord]:
+    """Survey, and pin the bases found; once more when one of them was expired in between."""
+    found = survey(context, workload)
+    try:
+        return found, context.repository.open_run("backup", workload.id, pins=_bases(context, found))
+    except PointUnknown:
+        found = survey(context, workload)
+        return found, context.repository.open_run("backup", workload.id, pins=_bases(context, found))
 
 
 def _snapshot(context: Context, source: WorkloadSource, found: Survey, run: RunRecord) -> tuple[Instant, Quiesced]:

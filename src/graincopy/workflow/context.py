@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from graincopy.core.clock import Chance, Clock
-from graincopy.core.errors import FrozenElsewhere, PathMissing, VolumeUnsupported
+from graincopy.core.errors import PathMissing, VolumeUnsupported
 from graincopy.core.ids import VolumeId
 from graincopy.model.planner import FreezeForecast
 from graincopy.model.snapshot import Owner, Target, TargetTag
@@ -17,8 +17,6 @@ from graincopy.transfer.progress import ProgressSink
 from graincopy.volumes.base import VolumeDriver
 from graincopy.volumes.freeze_plan import FreezeLimits, file_system_at, plan_freeze, predict_ms
 from graincopy.volumes.instant import Instant, Quiesce, WindowTerms, instant_of, take_instant
-
-_FROZEN_PATIENCE = 5.0  # seconds in which somebody else's freeze is waited for: another run's window is shorter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,20 +58,7 @@ class Context:
         raise VolumeUnsupported(path=path, reason="; ".join(f"{one.driver}: {one.reason}" for one in answer))
 
     def instant(self, claims: Sequence[Claim], tag: TargetTag, quiesce: Quiesce = nullcontext) -> Instant:
-        """A target of every volume of ``claims`` at one instant, their file systems frozen where that is needed.
-
-        A file system that is frozen already, by another run's window most likely, is waited for a little.
-        """
-        give_up = self.clock.monotonic() + _FROZEN_PATIENCE
-        while True:
-            try:
-                return self._take_instant(claims, tag, quiesce)
-            except FrozenElsewhere:
-                if self.clock.monotonic() >= give_up:
-                    raise
-            self.clock.sleep((50 + self.chance.below(200)) / 1000)
-
-    def _take_instant(self, claims: Sequence[Claim], tag: TargetTag, quiesce: Quiesce) -> Instant:
+        """A target of every volume of ``claims`` at one instant, their file systems frozen where that is needed."""
         volumes: dict[str, dict[VolumeId, None]] = {}
         for claim in claims:
             volumes.setdefault(claim.driver, {})[claim.volume] = None

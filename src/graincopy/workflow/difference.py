@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from graincopy.core.errors import PathMissing, SourceChanged
 from graincopy.core.extent import Extents
-from graincopy.core.placement import Placement
 from graincopy.core.units import ceil_div
 from graincopy.model.audit import AuditAmount, choose
 from graincopy.model.change_map import Changed, dirty_file, to_grains, whole_file
@@ -89,10 +88,10 @@ def find_difference(
     if part.before is None:
         return _from_comparison(context, part, part.sink, progress)
     with context.driver(part.place.claim).open(part.before, part.place.claim) as now:
-        known = None if compare else _from_change_map(context, point, part, part.before, now.placement())
+        known = None if compare else presumed_difference(context, point, part.wanted, part.place, part.before, now)
         if known is None:
             return _from_comparison(context, part, now, progress)
-        grains = known | _resized(context, part.wanted, now.size)
+        grains = known
         equal = now.placement().allocated().to_grains(context.repository.grain_size) - grains
         sample = _sample(context, equal.clip(0, _grain_count(context, part.wanted)), grains, context.limits.audit)
         if mismatches(context, now, part.wanted.path, sample, part.wanted.root):
@@ -102,25 +101,30 @@ def find_difference(
     )
 
 
-def _from_change_map(
-    context: Context, point: RestorePoint, part: Part, target: Target, now: Placement
+def presumed_difference(
+    context: Context, point: RestorePoint, wanted: DiskRecord, place: Place, target: Target, now: Readable
 ) -> Extents | None:
-    """The formula above; None when the changes since L cannot be told."""
-    driver = context.driver(part.place.claim)
-    lineage = lineage_now(context, point, part.place)
+    """The formula above: grains in which ``now``, the disk as ``target`` shows it, may differ from the one wanted.
+
+    None when the changes since L cannot be told. The change map is believed; whoever needs certainty has to look.
+    """
+    driver = context.driver(place.claim)
+    lineage = lineage_now(context, point, place)
     if not isinstance(lineage, Incremental):
         return None
     volume = driver.changed(lineage.checkpoint, target)
     if not isinstance(volume, Changed):
         return None
     try:
-        with driver.open(lineage.checkpoint, part.place.claim) as latest:
+        with driver.open(lineage.checkpoint, place.claim) as latest:
             before = latest.placement()
     except SourceChanged:
         return None
-    since = dirty_file(before, now, volume.extents)
-    grains = to_grains(since, now, context.repository.grain_size, lineage.disk_record.size)
-    return grains.read | grains.zero | context.repository.map.diff(part.wanted.root, lineage.disk_record.root)
+    placement = now.placement()
+    since = dirty_file(before, placement, volume.extents)
+    grains = to_grains(since, placement, context.repository.grain_size, lineage.disk_record.size)
+    changed = grains.read | grains.zero | context.repository.map.diff(wanted.root, lineage.disk_record.root)
+    return changed | _resized(context, wanted, now.size)
 
 
 def _from_comparison(context: Context, part: Part, now: Readable, progress: ProgressSink) -> Difference:

@@ -76,9 +76,14 @@ def _crowded(drivers: Mapping[str, VolumeDriver], targets: Sequence[Target], min
     return frozenset(crowded)
 
 
-def reap(context: Context) -> Reaped:
-    """Close dead runs, promote what a crash left half promoted, delete what nobody owns. Failures are reported."""
+def reap(context: Context, silence: float | None = None) -> Reaped:
+    """Close dead runs, promote what a crash left half promoted, delete what nobody owns. Failures are reported.
+
+    With ``silence``, other hosts' runs whose heart does not beat for so many seconds are fenced as well.
+    """
     closed = _close_dead_runs(context)
+    if silence is not None:
+        closed += _fence_silent_runs(context, silence)
     decisions = survey_targets(context.drivers, context.repository, context.alive, context.clock.now(), context.limits)
     failures = []
     for decision in decisions:
@@ -105,6 +110,22 @@ def _close_dead_runs(context: Context) -> tuple[str, ...]:
             context.repository.close_run(run)
             closed.append(run.id)
     return tuple(closed)
+
+
+def _fence_silent_runs(context: Context, silence: float) -> tuple[str, ...]:
+    """Watch the runs that nobody here can judge, on our own clock alone; a fenced run that wakes up loses, cleanly."""
+    repository, clock = context.repository, context.clock
+    watched = [
+        (run, repository.heartbeat(run.id)) for run in repository.open_runs() if context.alive(run.owner) is None
+    ]
+    until = clock.monotonic() + silence
+    while watched and (left := until - clock.monotonic()) > 0:
+        clock.sleep(min(left, 1.0))
+        watched = [(run, beat) for run, beat in watched if repository.heartbeat(run.id) == beat]
+    for run, _ in watched:
+        repository.fence(run.id)
+        repository.close_run(run)
+    return tuple(run.id for run, _ in watched)
 
 
 def _known_volumes(repository: Repository | None) -> tuple[tuple[str, VolumeId], ...]:

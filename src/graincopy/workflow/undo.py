@@ -10,6 +10,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from graincopy.core.bitmap import GrainBitmap
 from graincopy.core.errors import RestoreUnknown, UndoConflict
 from graincopy.core.extent import Extents
@@ -70,7 +73,7 @@ def undo(context: Context, state: RestoreState, *, force: bool) -> tuple[UndoneD
             claim = place_of(context, wanted).claim
             sink = held.enter_context(hold_file(context, claim, record.id, ("undoing",)))
             before = held.enter_context(_open_before(context, state, disk, wanted))
-            jobs.append(_Job(context, disk, wanted, sink, before))
+            jobs.append(_Job(context, disk, wanted, sink, before, state.state != "done"))
         if not force:
             for job in jobs:
                 job.refuse_conflicts()
@@ -120,8 +123,10 @@ class _Job:
         wanted: DiskRecord,
         sink: FileSink,
         before: Readable,
+        cut_off: bool,
     ) -> None:
         self._context = context
+        self._cut_off = cut_off
         self._disk = disk
         self._wanted = wanted
         self._sink = sink
@@ -138,14 +143,26 @@ class _Job:
         now = self._name(self._sink)
         restored = self._context.repository.map.lookup(self._wanted.root, now.grains)
         strange = differ(now, restored) & differ(now, self._name(self._before))
-        changed = Extents.from_points(now.grains[strange]) | self._resized()
-        if changed:
-            raise UndoConflict(path=self._disk.path, count=changed.total)
+        changed = [grain for grain in now.grains[strange].tolist() if not (self._cut_off and self._is_torn(grain))]
+        conflicts = Extents.from_points(np.array(changed, np.int64)) | self._resized()
+        if conflicts:
+            raise UndoConflict(path=self._disk.path, count=conflicts.total)
+
+    def _is_torn(self, grain: int) -> bool:
+        """Half written by the restore or undo that was cut off: every byte is as restored or as before."""
+        restored = StoredImage(self._context.repository, self._wanted.root, self._wanted.size)
+        now, new, old = (self._bytes_of(image, grain) for image in (self._sink, restored, self._before))
+        return bool(((now == new) | (now == old)).all())
+
+    def _bytes_of(self, image: Readable, grain: int) -> NDArray[np.uint8]:
+        content = bytearray(self._grain)
+        image.readinto(grain * self._grain, memoryview(content))
+        return np.frombuffer(content, np.uint8)
 
     def _resized(self) -> Extents:
         """Grains that came or went since, when the file's size is neither as restored nor as before."""
         size, restored = self._sink.size, self._disk.size
-        if size in (restored, self._disk.size_before):
+        if size in (restored, self._disk.size_before or 0):  # 0: the restore made the file, and was cut off then
             return Extents.empty()
         return (Extents.of((size, restored)) | Extents.of((restored, size))).to_grains(self._grain)
 
