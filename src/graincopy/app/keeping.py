@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -11,11 +13,14 @@ from graincopy.app.answer import Answer, table
 from graincopy.app.reading import workload_named
 from graincopy.app.shown import plan_answer, when
 from graincopy.app.wiring import Wiring, read_passphrase
-from graincopy.core.errors import CheckFailed, UsageWrong, printable
+from graincopy.core.errors import CheckFailed, MediumFull, MediumReadOnly, UsageWrong, printable
 from graincopy.core.units import format_size
 from graincopy.model.retention import RetentionPolicy
+from graincopy.repository.check import Finding
 from graincopy.repository.check import check as run_check
 from graincopy.repository.collect import collect as run_collect
+from graincopy.repository.records import PieceKind
+from graincopy.repository.repository import Repository
 from graincopy.transfer.progress import Meter
 from graincopy.workflow.expire import expire as run_expire
 from graincopy.workflow.expire import plan as plan_expire
@@ -83,6 +88,8 @@ def check(wiring: Wiring, values: Values) -> Answer:
     meter = Meter("checking", repository.total_bytes() if values["data"] else 0, wiring.progress)
     findings = run_check(repository, data=values["data"], progress=meter.add)
     document = {"findings": [msgspec.to_builtins(finding) for finding in findings], "data": values["data"]}
+    if values["data"]:
+        _mark_suspects(repository, findings)
     if not findings:
         proof = "every byte is as it was written" if values["data"] else "the structure is whole"
         return Answer(document, (f"no findings: {proof}",))
@@ -94,6 +101,14 @@ def check(wiring: Wiring, values: Values) -> Answer:
     affected = {point for finding in findings for point in finding.points}
     failure = CheckFailed(count=len(findings), points=len(affected))
     return Answer(document, lines, failure.exit_code, (f"{failure}. {failure.next_move}",))
+
+
+def _mark_suspects(repository: Repository, findings: Sequence[Finding]) -> None:
+    """Have damaged packs stored anew by the next backups. A medium that cannot be written now is found again later."""
+    for finding in findings:
+        if finding.name.startswith(tuple(f"{kind.folder}/" for kind in PieceKind)):
+            with suppress(MediumReadOnly, MediumFull):
+                repository.suspect(finding.name)
 
 
 def key(wiring: Wiring, values: Values) -> Answer:

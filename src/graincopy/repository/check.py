@@ -25,12 +25,15 @@ from graincopy.repository.format import Ids, Rows
 from graincopy.repository.index import Index, SegmentCache, rows_of
 from graincopy.repository.pack import is_pack_name, list_packs
 from graincopy.repository.points import point_name
-from graincopy.repository.records import Beat, Condemned, ObjectKind, PackRef, PieceKind
+from graincopy.repository.records import Beat, Condemned, ObjectKind, PackRef, PieceKind, Suspect
 from graincopy.repository.repository import Repository
 
 _ROUNDS = 3
 _PACKS = tuple(kind.folder for kind in PieceKind)
-_FOLDERS = ("config", "keys", "keyring", "data", "node", "index", "points", "runs", "beats", "restores", "condemned")
+_FOLDERS = (
+    *("config", "keys", "keyring", "data", "node", "index", "points"),
+    *("runs", "beats", "restores", "condemned", "suspects"),
+)
 
 Progress = Callable[[int], None]
 
@@ -127,6 +130,7 @@ class _Check:
             ("runs", ObjectKind.RUN, RunRecord),
             ("beats", ObjectKind.BEAT, Beat),
             ("condemned", ObjectKind.CONDEMNED, Condemned),
+            ("suspects", ObjectKind.SUSPECT, Suspect),
         )
         for folder, kind, record in kinds:
             for name in objects.names(folder):

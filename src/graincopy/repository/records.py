@@ -21,6 +21,7 @@ class ObjectKind(IntEnum):
     BEAT = 6
     RESTORE = 7
     CONDEMNED = 8
+    SUSPECT = 9
 
 
 class PieceKind(IntEnum):
@@ -113,6 +114,12 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """A sign of life. Only its number, in its name, matters."""
 
     time: float
+
+
+class Suspect(msgspec.Struct, frozen=True, kw_only=True):
+    """A pack in which a check of the data found damage: nothing in it is reused, so that it is stored anew."""
+
+    pack: str  # object name
 
 
 class Condemned(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,7 +43,7 @@ from graincopy.repository.index import Index, SegmentCache
 from graincopy.repository.objects import Objects
 from graincopy.repository.pack import TARGET_SIZE, PackReader, list_packs
 from graincopy.repository.points import Points, point_name
-from graincopy.repository.records import Condemned, Config, KeyInfo, Keyring, ObjectKind, PieceKind, Tombstone
+from graincopy.repository.records import Condemned, Config, KeyInfo, Keyring, ObjectKind, PieceKind, Suspect, Tombstone
 from graincopy.repository.restores import Restores
 from graincopy.repository.runs import Alive, Runs
 from graincopy.repository.store import Session
@@ -279,14 +279,24 @@ class Repository:
     def session(self, run: RunRecord, target_size: int = TARGET_SIZE) -> Session:
         """For what ``run``, which is open, stores. Condemned packs first, then the index: see runs.py for why.
 
-        Packs that are missing or of the wrong size are not reused either: what was in them is stored anew.
+        Packs that are missing, of the wrong size or suspect are not reused either: what was in them is stored anew.
         """
         condemned = {name for record in self.condemned() for name in record.packs}
         known = self.load_index(fresh=True)
         # After the index: what it lists was there before it was listed, so that what is not there now is lost.
         there = set(list_packs(self.medium))
-        lost = {pack.name for pack in known.packs if pack not in there}
+        lost = {pack.name for pack in known.packs if pack not in there} | {one.pack for one in self.suspects()}
         return Session(self, run, known.excluding(condemned | lost), target_size, lost=bool(lost))
+
+    def suspect(self, pack: str) -> None:
+        """Reuse nothing of the pack with this object name any more. May be repeated."""
+        name = f"suspects/{pack.partition('/')[0]}-{pack.rpartition('/')[2]}"
+        self.objects.put(ObjectKind.SUSPECT, name, Suspect(pack=pack))
+
+    def suspects(self) -> tuple[Suspect, ...]:
+        """Packs that were found damaged and are still there. Raises ObjectDamaged."""
+        found = self.objects.all(ObjectKind.SUSPECT, "suspects", Suspect)
+        return tuple(record for _, record in found if self.medium.size(record.pack) is not None)
 
     def condemned(self) -> tuple[Condemned, ...]:
         """Packs that collects are about to sweep. Raises ObjectDamaged."""
