@@ -13,6 +13,7 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
 scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/gc-test.XXXXXX")
+chmod 755 "$scratch" # some tests become an ordinary user
 venv=${GRAINCOPY_VENV:-$root/.venv}
 [ -w "$root" ] || [ -n "${GRAINCOPY_VENV:-}" ] || venv=$scratch/venv
 

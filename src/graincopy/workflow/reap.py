@@ -95,7 +95,16 @@ def reap(context: Context, silence: float | None = None) -> Reaped:
                 promote(context, decision.target, checkpoint_disks(point, decision.target))
         except GraincopyError as failure:
             failures.append(f"{decision.target.id}: {failure}")
+    if not failures:
+        _forget_ended_restores(context)
     return Reaped(decisions, tuple(failures), closed)
+
+
+def _forget_ended_restores(context: Context) -> None:
+    """Records of restores whose undo has expired: the grains that they keep may be collected then."""
+    for state in context.repository.restores():
+        if state.state in ("done", "undone") and context.clock.now() >= state.record.expires:
+            context.repository.forget_restore(state.record.id)
 
 
 def _close_dead_runs(context: Context) -> tuple[str, ...]:
