@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from msgspec.structs import replace
 
-from graincopy.core.errors import TargetLost
+from graincopy.core.errors import TargetLost, VolumeUnsupported
 from graincopy.core.ids import VolumeId
 from graincopy.core.placement import Placement
 from graincopy.model.change_map import Changed, ChangeMap, Unknown
@@ -250,6 +250,7 @@ class ReflinkDriver(VolumeDriver):
         return list(dict.fromkeys(os.path.realpath(path) for path in (*beside, *self._places.all())))
 
     def open_for_restore(self, claim: Claim) -> AbstractContextManager[FileSink]:
+        _refuse_unmounted(claim)
         return live.open_sink(claim.path)
 
     def _target(self, path: str, record: Record) -> Target:
@@ -261,6 +262,15 @@ class ReflinkDriver(VolumeDriver):
             incarnation=record.incarnation,
             tag=record.tag,
         )
+
+
+def _refuse_unmounted(claim: Claim) -> None:
+    """A missing file of a LUN must not be made anew in the folder that the LUN is mounted over at other times."""
+    if claim.inner_path is None or os.path.lexists(claim.path):
+        return
+    root = claim.path.removesuffix(claim.inner_path)
+    if root != claim.path and not os.path.ismount(root):
+        raise VolumeUnsupported(path=claim.path, reason=f"its file system is not mounted at {root}")
 
 
 def _may_make_targets(source: str) -> Broken | None:

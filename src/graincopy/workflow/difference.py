@@ -61,7 +61,14 @@ def place_of(context: Context, disk: DiskRecord) -> Place:
     try:
         claim = context.claim(disk.path)
     except PathMissing:
-        claim = Claim(path=disk.path, driver=disk.driver, volume=disk.volume, why="it is missing and will be made anew")
+        claim = Claim(
+            path=disk.path,
+            driver=disk.driver,
+            volume=disk.volume,
+            why="it is missing and will be made anew",
+            inner_path=disk.inner_path,
+            fs_offset=disk.fs_offset,
+        )
         return Place(file, claim, SourceVolume(id=disk.volume, driver=disk.driver, size=0, incarnation=""))
     return Place(file, claim, context.driver(claim).describe(claim.volume))
 

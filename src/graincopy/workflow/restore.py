@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from graincopy.core.bitmap import GrainBitmap
 from graincopy.core.errors import RestoreFailed, RestoreNoSpace, RestoreOpen
 from graincopy.core.extent import Extents
 from graincopy.core.ids import PointId
-from graincopy.core.units import ceil_div
 from graincopy.model.audit import AuditAmount, choose
 from graincopy.model.lineage import Incremental
 from graincopy.model.plan import RestorePlan
@@ -98,7 +96,10 @@ def restore_in_place(
         sinks = [held.enter_context(hold_file(context, at.claim, restore, ("open",))) for at in places]
         if unfinished is not None:
             parts = [Part(*each, None) for each in zip(disks, places, sinks, strict=True)]
-            return _finish(context, point, parts, _as_recorded(context, unfinished, parts), unfinished.record, heart)
+            # Compared, not taken from the record: nobody knows what came to the files since the restore was cut off.
+            left = [find_difference(context, point, part, compare=True, progress=heart) for part in parts]
+            left = [replace(difference, how="resumed") for difference in left]
+            return _finish(context, point, parts, left, unfinished.record, heart)
         targets = take_undo(context, point, places, sinks, run)
         with drop_unused(context, run, targets):
             parts = [
@@ -132,15 +133,6 @@ def _pins(context: Context, point: RestorePoint) -> tuple[PointId, ...]:
     """P, and L of the same workload: neither may be collected while the difference is computed."""
     latest = [one.id for one in context.repository.points() if one.workload == point.workload][:1]
     return tuple({point.id: None, **dict.fromkeys(latest)})
-
-
-def _as_recorded(context: Context, unfinished: RestoreState, parts: Sequence[Part]) -> list[Difference]:
-    """What the restore that was cut off had to write; all of a file that has gone since."""
-    grains = {disk.path: GrainBitmap.from_bytes(disk.grains).to_extents() for disk in unfinished.record.disks}
-    for part in parts:
-        if not part.sink.existed:
-            grains[part.wanted.path] = Extents.whole(ceil_div(part.wanted.size, context.repository.grain_size))
-    return [Difference(grains[part.wanted.path], "resumed") for part in parts]
 
 
 def _refuse_without_space(context: Context, parts: Sequence[Part], differences: Sequence[Difference]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graincopy.core.bitmap import GrainBitmap
-from graincopy.core.errors import RestoreUnknown, UndoConflict
+from graincopy.core.errors import PointUnknown, RestoreUnknown, UndoConflict
 from graincopy.core.extent import Extents
 from graincopy.core.ids import VolumeId
 from graincopy.core.units import ceil_div
@@ -61,7 +61,7 @@ def undo(context: Context, state: RestoreState, *, force: bool) -> tuple[UndoneD
     Raises SourceInUse, UndoConflict, WorkloadBusy, RestoreUnknown when U is gone.
     """
     record = state.record
-    point = context.repository.point(record.point)
+    point = _point_of(context, state)
     with ExitStack() as held:
         run = context.repository.open_run("undo", record.workload, pins=(record.point,))
         held.callback(context.repository.close_run, run)
@@ -91,6 +91,13 @@ def undo(context: Context, state: RestoreState, *, force: bool) -> tuple[UndoneD
     return tuple(undone)
 
 
+def _point_of(context: Context, state: RestoreState) -> RestorePoint:
+    try:
+        return context.repository.point(state.record.point)
+    except PointUnknown as gone:
+        raise RestoreUnknown(restore=state.record.id, reason="it expired, and its restore point was removed") from gone
+
+
 def undo_targets(context: Context, state: RestoreState) -> tuple[Target, ...]:
     """The U that this restore still has on storage."""
     wanted = {disk.undo_target for disk in state.record.disks} - {None}
@@ -105,7 +112,7 @@ def undo_targets(context: Context, state: RestoreState) -> tuple[Target, ...]:
 
 
 def _volumes_of(context: Context, state: RestoreState) -> tuple[VolumeId, ...]:
-    point = context.repository.point(state.record.point)
+    point = _point_of(context, state)
     return tuple({disk.volume: None for disk in point.disks})
 
 

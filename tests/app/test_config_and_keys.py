@@ -1,0 +1,123 @@
+"""Configuration, passphrases and names, below the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from graincopy.app import host
+from graincopy.app.config import Config, load
+from graincopy.app.wiring import read_passphrase, wire
+from graincopy.core.errors import ConfigWrong, GraincopyError, LastKey, PassphraseWrong, UsageWrong
+from graincopy.repository.repository import Repository
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "config.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_without_a_file_everything_has_a_default(tmp_path: Path) -> None:
+    config, path = load(None, {"HOME": str(tmp_path)})
+    assert path is None or path.startswith("/etc/")
+    assert config == Config() or path is not None
+
+
+def test_the_users_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "graincopy").mkdir()
+    written = write(tmp_path / "graincopy", 'repo = "/backup"\n[backup]\naudit = "5%"\n')
+    config, path = load(None, {"XDG_CONFIG_HOME": str(tmp_path)})
+    assert (path, config.repo, config.backup.audit) == (written, "/backup", "5%")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[freze]\ndeadline = 3", "did you mean freeze?"),
+        ("[freeze]\ndeadlin = 3", "unknown key freeze.deadlin; did you mean deadline?"),
+        ("[freeze]\ndeadline = 0", "freeze.deadline must be more than 0"),
+        ("[freeze]\ndeadline = 'long'", "Expected `float`"),
+        ("[backup]\naudit = 'some'", "backup.audit"),
+        ("[backup]\nworkers = 0", "backup.workers must be more than 0"),
+        ("[notify]\non = ['always']", "not always"),
+        ("repo = ", "Invalid value"),
+        ("repo = 5", "Expected `str`"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigWrong) as refused:
+        load(write(tmp_path, text), {})
+    assert says in refused.value.message
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigWrong):
+        load(str(tmp_path / "config.toml"), {})
+
+
+def test_the_first_line_of_the_file_is_the_passphrase(tmp_path: Path) -> None:
+    path = tmp_path / "pass"
+    path.write_bytes(b"sesame \xff\r\nand a note\n")
+    assert read_passphrase(str(path)) == b"sesame \xff"
+    path.write_bytes(b"\nsecond line\n")
+    with pytest.raises(UsageWrong, match="empty"):
+        read_passphrase(str(path))
+
+
+def test_the_repository_is_named_by_option_then_environment_then_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path, 'repo = "/configured"')
+    monkeypatch.delenv("GRAINCOPY_REPO", raising=False)
+    assert wire(config, None).repo_url() == "/configured"
+    monkeypatch.setenv("GRAINCOPY_REPO", "/environment")
+    assert wire(config, None).repo_url() == "/environment"
+    assert wire(config, "/option").repo_url() == "/option"
+    with pytest.raises(UsageWrong, match="s3://"):
+        wire(config, None).medium("s3://bucket/vms")
+
+
+def test_another_passphrase_opens_and_the_last_key_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAINCOPY_PASSPHRASE", "first")
+    wiring = wire(write(tmp_path, f'[paths]\ncache = "{tmp_path}/cache"'), str(tmp_path / "repo"))
+    made = wiring.create_repository(65536, True)
+    added = wiring.repository().add_key(b"second", "offsite")
+    labels = [key.label for key in wiring.repository().keys()]  # noqa: SIM118 (no mapping)
+    assert labels == ["first", "offsite"]
+    with_passphrase(monkeypatch, tmp_path, "second").remove_key(made.keys()[0].id)
+    with pytest.raises(PassphraseWrong):
+        with_passphrase(monkeypatch, tmp_path, "first")
+    with pytest.raises(LastKey):
+        with_passphrase(monkeypatch, tmp_path, "second").remove_key(added.id)
+
+
+def with_passphrase(monkeypatch: pytest.MonkeyPatch, folder: Path, passphrase: str) -> Repository:
+    monkeypatch.setenv("GRAINCOPY_PASSPHRASE", passphrase)
+    return wire(str(folder / "config.toml"), str(folder / "repo")).repository()
+
+
+def test_this_process_lives_and_others_do_not() -> None:
+    me = host.this_process()
+    assert host.alive(me) is True
+    changes: list[tuple[dict[str, object], bool | None]] = [
+        ({"started": me.started + 1}, False),
+        ({"boot": "another"}, False),
+        ({"host": "elsewhere"}, None),
+        ({"pid": 2**22 + 1}, False),
+    ]
+    from msgspec.structs import replace
+
+    for change, answer in changes:
+        assert host.alive(replace(me, **change)) is answer, change
+
+
+def test_every_error_says_what_to_do() -> None:
+    from graincopy.core.errors import error_classes
+
+    codes = [cls.exit_code for cls in error_classes() if cls is not GraincopyError]
+    assert len(codes) == len(set(codes))
+    for cls in error_classes():
+        assert cls is GraincopyError or cls.hint, cls.__name__

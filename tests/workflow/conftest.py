@@ -1,0 +1,6 @@
+"""Makes ``hands`` importable from wherever pytest is started."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(__file__))
