@@ -40,7 +40,8 @@ trap 'exit 143' TERM HUP
 
 if is_root; then
   need mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs losetup=mount fsfreeze=util-linux \
-    sfdisk=fdisk sgdisk=gdisk parted=parted getfattr=attr
+    sfdisk=fdisk sgdisk=gdisk parted=parted getfattr=attr \
+    nbdcopy=libnbd-bin qemu-img=qemu-utils fusermount3=fuse3 mkntfs=ntfs-3g openssl=openssl
 else
   say "without root: tests that need loop devices, mounts and freezing are skipped and listed"
 fi

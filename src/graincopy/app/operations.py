@@ -38,6 +38,10 @@ class Operation:
 _POINT = Input("point", "an id, a unique beginning of one, latest, or latest~N", metavar="POINT")
 _DISK = Input("--disk", "only this disk (its NAME in the restore point)", metavar="NAME")
 _WARNED = (3, "done, with warnings")
+_HYBRID = (
+    Input("--medium-only", "take no snapshot of the original volumes; read everything from the medium", kind="flag"),
+    Input("--trust-map", "do not prove by its id what is read from the original volumes", kind="flag"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,64 @@ OPERATIONS = Table(
             ),
             ("graincopy undo 8d20",),
             changes=True,
+        ),
+        Operation(
+            "serve-nbd",
+            "serve disks of a restore point over NBD, at once, without restoring",
+            "graincopy.app.serving:serve_nbd",
+            (
+                _POINT,
+                _DISK,
+                Input("--socket", "serve at this Unix socket; default: one of its own, printed", metavar="PATH"),
+                Input("--port", "serve TCP at this port; 0 is any that is free", kind="number", metavar="N"),
+                Input("--bind", "with --port: the address; any but loopback needs --tls", metavar="ADDRESS"),
+                Input("--tls", "ca-cert.pem, server-cert.pem, server-key.pem; clients show one too", metavar="DIR"),
+                Input("--writable", "take writes; they are thrown away at the end", kind="flag"),
+                Input("--overlay", "take writes and keep them in FILE, to be taken up again later", metavar="FILE"),
+                *_HYBRID,
+            ),
+            (
+                "graincopy serve-nbd latest --disk web.raw --socket /run/web.sock",
+                "graincopy serve-nbd latest --disk web.raw --writable --port 10809",
+            ),
+            "The export's name is the disk's NAME; of a single disk also the empty name. It serves until SIGTERM or"
+            " Ctrl-C. Clean grains come from the original volume, dirty ones from the medium.",
+            results=(_WARNED,),
+        ),
+        Operation(
+            "mount",
+            "show the disks of a restore point as files below a directory",
+            "graincopy.app.browsing:mount",
+            (_POINT, Input("directory", "an empty directory", metavar="DIR"), _DISK, *_HYBRID),
+            ("graincopy mount latest /mnt/point",),
+            "It stays in the foreground until DIR is unmounted or a signal comes.",
+            results=(_WARNED,),
+        ),
+        Operation(
+            "files",
+            "list partitions, directories and files inside a disk of a restore point",
+            "graincopy.app.browsing:files",
+            (_POINT, Input("where", "DISK, DISK:PATH, or DISK@PARTITION:PATH", metavar="DISK[:PATH]")),
+            ("graincopy files latest web.raw", "graincopy files latest web.raw:/etc"),
+            results=(_WARNED,),
+        ),
+        Operation(
+            "extract",
+            "take files and trees out of a disk of a restore point",
+            "graincopy.app.browsing:extract",
+            (
+                _POINT,
+                Input("where", "DISK:PATH, or DISK@PARTITION:PATH", metavar="DISK:PATH"),
+                Input("--to", "directory to put it in, or - for standard output", metavar="DIR"),
+                Input("--setuid", "keep setuid and setgid bits", kind="flag"),
+                Input("--devices", "make device nodes", kind="flag"),
+                *_HYBRID,
+            ),
+            (
+                "graincopy extract latest web.raw:/etc --to /restore",
+                "graincopy extract latest web.raw:/etc/fstab --to -",
+            ),
+            results=(_WARNED,),
         ),
         Operation(
             "expire",

@@ -82,7 +82,9 @@ def _listen_to_signals() -> None:
 
 
 def _render(answer: Answer, as_json: bool) -> None:
-    if as_json:
+    if as_json and answer.document is None:
+        pass  # it was printed when the operation became ready
+    elif as_json:
         sys.stdout.write(json.dumps(_decodable(answer.document), ensure_ascii=False) + "\n")
     else:
         sys.stdout.writelines(f"{printable(line)}\n" for line in answer.lines)

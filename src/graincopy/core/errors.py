@@ -372,7 +372,7 @@ class ConformanceFailed(GraincopyError):
 class CheckFailed(GraincopyError):
     exit_code = 63
     sentence = "the repository has {count} findings, {points} restore points are affected"
-    hint = "They are listed above. Back up again: what is damaged is stored anew. expire --point removes a point."
+    hint = "They are listed above. Back up again: what is damaged is stored anew."
 
 
 class AddressTaken(GraincopyError):

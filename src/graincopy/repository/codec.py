@@ -8,6 +8,7 @@ a restore point, say) never share key and nonce.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 import numpy as np
@@ -77,6 +78,7 @@ class Codec:
     """All sealing of one repository. Safe to use from several threads."""
 
     def __init__(self, keyring: Keyring) -> None:
+        self._local = threading.local()
         epochs = {epoch.number: epoch.key for epoch in keyring.epochs}
         self.epoch = max(epochs)
         self.objects = Sealer(epochs, self.epoch)
@@ -120,6 +122,13 @@ class Codec:
             raise ObjectDamaged(name=name, reason=error) from error
         return PackOpener(self, self._pack_cipher(kind, found.epoch, name), kind, header, name)
 
+    def decompressor(self) -> zstandard.ZstdDecompressor:
+        """One for each thread: making one costs as much as opening a grain."""
+        zstd: zstandard.ZstdDecompressor | None = getattr(self._local, "zstd", None)
+        if zstd is None:
+            zstd = self._local.zstd = zstandard.ZstdDecompressor()
+        return zstd
+
     def epochs(self) -> tuple[int, ...]:
         """Numbers of all sealing epochs, newest first."""
         return tuple(sorted(self._epochs, reverse=True))
@@ -154,7 +163,7 @@ class PackOpener:
     def __init__(self, codec: Codec, cipher: AESGCM, kind: PieceKind, header: bytes, name: str) -> None:
         self._codec, self._cipher, self._kind, self._name = codec, cipher, kind, name
         self._binding = format.pack_binding(header, name)
-        self._zstd = zstandard.ZstdDecompressor()
+        self._zstd = codec.decompressor()
 
     def piece(self, piece: PieceId, sealed: memoryview, offset: int) -> bytes:
         """Content of the piece that lies at ``offset``. Raises ObjectDamaged."""
