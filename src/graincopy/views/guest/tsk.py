@@ -1,0 +1,264 @@
+"""Guest file systems that pytsk3 (The Sleuth Kit) reads: ext2, ext3, ext4, NTFS, FAT and exFAT.
+
+Runs in the locked-away process. Inodes and data come from pytsk3; directories, and what it does not tell, from
+``directories`` and ``ext_inode``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import pytsk3
+
+from graincopy.views.guest import directories
+from graincopy.views.guest.ext_inode import ENCRYPTED, INLINE, Inodes
+from graincopy.views.guest.tree import Node
+from graincopy.views.guest.wire import Entry
+
+BLOCK = 1 << 16
+_BLOCKS_KEPT = 256
+
+_TYPES = {
+    "ext4": pytsk3.TSK_FS_TYPE_EXT_DETECT,
+    "ntfs": pytsk3.TSK_FS_TYPE_NTFS_DETECT,
+    "fat": pytsk3.TSK_FS_TYPE_FAT_DETECT,
+    "exfat": pytsk3.TSK_FS_TYPE_EXFAT,
+}
+_KINDS = {1: "file", 2: "directory", 3: "fifo", 4: "character", 5: "block", 6: "symlink", 8: "socket"}  # tsk_fs.h
+_ALLOCATED = 0x01  # TSK_FS_META_FLAG_ALLOC
+_COMPRESSED, _ENCRYPTED = 0x20, 0x10  # TSK_FS_ATTR_FLAG_ENUM
+_SPARSE_OR_FILLER = 0x03  # TSK_FS_ATTR_RUN_FLAG_ENUM
+_STANDARD, _DATA, _INDEX_ROOT, _INDEX_ALLOCATION, _BITMAP, _REPARSE = 0x10, 0x80, 0x90, 0xA0, 0xB0, 0xC0
+_READ_ONLY, _SYSTEM, _REPARSE_POINT = 0x1, 0x4, 0x400
+_LONGEST_LINK = 4096
+_DEFAULT = (128, 1)  # types of the attribute that holds a file's bytes: NTFS, all others
+_LONGEST_BITMAP = 1 << 20  # of a directory: 8 · 2²⁰ index records
+
+
+class Image(pytsk3.Img_Info):  # type: ignore[misc, unused-ignore]
+    """The file system's bytes, from whoever has them, with the last small reads kept."""
+
+    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
+        self._size, self._get = size, read
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        super().__init__(url="", type=pytsk3.TSK_IMG_TYPE_EXTERNAL)
+
+    def get_size(self) -> int:
+        """Bytes."""
+        return self._size
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes; beyond the end none."""
+        if offset < 0 or size <= 0:
+            return b""
+        size = min(size, self._size - offset)
+        if size > BLOCK:
+            return self._get(offset, size)
+        first, last = offset // BLOCK, (offset + size - 1) // BLOCK
+        data = self._block(first) if first == last else b"".join(map(self._block, range(first, last + 1)))
+        return data[offset - first * BLOCK :][:size] if size > 0 else b""
+
+    def _block(self, number: int) -> bytes:
+        data = self._kept.get(number)
+        if data is None:
+            data = self._get(number * BLOCK, min(BLOCK, self._size - number * BLOCK))
+            self._kept[number] = data
+            if len(self._kept) > _BLOCKS_KEPT:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(number)
+        return data
+
+
+class TskNode(Node):
+    """An inode as pytsk3 opened it. Raises ValueError for one that is not in use, or of a strange kind."""
+
+    def __init__(self, file: pytsk3.File) -> None:
+        self.file, self.meta = file, file.info.meta
+        kind = _KINDS.get(int(self.meta.type))
+        if kind is None or not int(self.meta.flags) & _ALLOCATED:
+            raise ValueError("its inode is not in use")
+        self.kind = kind
+        self.identity = int(self.meta.addr)
+        self.links = int(self.meta.nlink)
+        self.size = int(self.meta.size)
+        self.target = bytes(self.meta.link or b"")
+
+    def attribute(self, kind: int, name: bytes | None = None) -> pytsk3.Attribute | None:
+        """The first attribute of a type, and of a name."""
+        for one in self.file:
+            if int(one.info.type) == kind and (name is None or (one.info.name or b"") == name):
+                return one
+        return None
+
+    def content(self, kind: int, name: bytes | None = None, most: int = 1 << 20) -> bytes:
+        """The bytes of an attribute, at most ``most``; none when it is not there."""
+        one = self.attribute(kind, name)
+        size = min(int(one.info.size), most) if one is not None else 0
+        return self.part(one, 0, size) if size else b""
+
+    def part(self, one: pytsk3.Attribute, offset: int, length: int) -> bytes:
+        """A part of an attribute."""
+        return bytes(self.file.read_random(offset, length, one.info.type, one.info.id))
+
+
+class TskTree:
+    """A file system that pytsk3 reads. ``read`` gives its bytes. Raises OSError when there is none of that type."""
+
+    def __init__(self, fs_type: str, size: int, read: Callable[[int, int], bytes]) -> None:
+        self._image = Image(size, read)
+        self._fs = pytsk3.FS_Info(self._image, offset=0, type=_TYPES[fs_type])
+        self._inodes = Inodes(self._image.read) if fs_type == "ext4" else None
+        self._ntfs = fs_type == "ntfs"
+
+    def root(self) -> TskNode:
+        """The root directory."""
+        return self._open(int(self._fs.info.root_inum))
+
+    def _open(self, number: int) -> TskNode:
+        node = TskNode(self._fs.open_meta(inode=number))
+        if self._ntfs and _dos_flags(node) & (_REPARSE_POINT | _SYSTEM):
+            target = _link_target(node)
+            if target is not None:
+                node.kind, node.target = "symlink", target
+        return node
+
+    # --- directories ------------------------------------------------------------------------------
+
+    def children(self, node: TskNode) -> Iterator[tuple[bytes, TskNode | str]]:
+        """In the order of the directory."""
+        for number, name in self._names(node):
+            try:
+                yield name, self._open(number)
+            except (OSError, ValueError) as fault:
+                yield name, str(fault).splitlines()[0] if str(fault) else "its inode cannot be read"
+
+    def child(self, node: TskNode, name: bytes) -> TskNode | None:
+        """The child called ``name``; on Windows' file systems also where only the case differs."""
+        wanted = name.decode("utf-8", "surrogateescape").casefold()
+        other: int | None = None
+        for number, found in self._names(node):
+            if found == name:
+                return self._open(number)
+            if self._inodes is None and other is None and found.decode("utf-8", "replace").casefold() == wanted:
+                other = number
+        return None if other is None else self._open(other)
+
+    def _names(self, node: TskNode) -> Iterator[tuple[int, bytes]]:
+        if self._inodes is not None:
+            one = node.attribute(1)
+            if one is None:
+                raise ValueError("a directory without blocks")
+            return directories.ext_names(
+                lambda offset, length: node.part(one, offset, length), node.size, self._inodes.block
+            )
+        return self._ntfs_names(node) if self._ntfs else self._other_names(node)
+
+    def _ntfs_names(self, node: TskNode) -> Iterator[tuple[int, bytes]]:
+        record, names = directories.ntfs_root_names(node.content(_INDEX_ROOT, b"$I30"))
+        yield from names
+        more = node.attribute(_INDEX_ALLOCATION, b"$I30")
+        if more is not None:
+            used = node.content(_BITMAP, b"$I30", _LONGEST_BITMAP)
+            yield from directories.ntfs_names(
+                lambda offset, length: node.part(more, offset, length), int(more.info.size), record, used
+            )
+
+    def _other_names(self, node: TskNode) -> Iterator[tuple[int, bytes]]:
+        """FAT and exFAT, whose directories are small and have no order that matters."""
+        for one in self._fs.open_dir(inode=node.identity):
+            name = bytes(one.info.name.name)
+            if int(one.info.name.flags) & 1 and not name.startswith(b"$") and name not in (b".", b".."):
+                yield int(one.info.name.meta_addr), name
+
+    # --- what is known of a node ------------------------------------------------------------------
+
+    def entry(self, node: TskNode, path: bytes) -> Entry:
+        """From the inode."""
+        meta = node.meta
+        owners = self._inodes is not None
+        raw = self._inodes.find(node.identity) if self._inodes else None
+        return Entry(
+            path=path,
+            kind=node.kind,
+            mode=int(meta.mode) & 0o7777 if owners else _mode(node, self._ntfs),
+            size=node.size,
+            uid=int(meta.uid) if owners else -1,
+            gid=int(meta.gid) if owners else -1,
+            mtime=_time(int(meta.mtime), int(meta.mtime_nano)),
+            atime=_time(int(meta.atime), int(meta.atime_nano)),
+            target=self._target(node) if node.kind == "symlink" else b"",
+            device=raw.device if raw and node.kind in ("character", "block") else (0, 0),
+            xattrs=self._inodes.xattrs(raw) if self._inodes and raw else {},
+        )
+
+    @staticmethod
+    def _target(node: TskNode) -> bytes:
+        return node.target or bytes(node.file.read_random(0, min(node.size, _LONGEST_LINK)))
+
+    # --- data -------------------------------------------------------------------------------------
+
+    def data(self, node: TskNode) -> Iterator[tuple[int, int]]:
+        """From the runs, where they say it all; compressed and resident data is one range."""
+        one = self._data_of(node)
+        if one is None:
+            return
+        runs = [] if int(one.info.flags) & _COMPRESSED else list(one)
+        if not runs:
+            yield 0, node.size
+            return
+        block = int(self._fs.info.block_size)
+        for run in runs:
+            if not int(run.flags) & _SPARSE_OR_FILLER:
+                yield int(run.offset) * block, (int(run.offset) + int(run.len)) * block
+
+    def read(self, node: TskNode, offset: int, length: int) -> bytes:
+        """Bytes of a file."""
+        one = self._data_of(node)
+        return node.part(one, offset, length) if one is not None else b""
+
+    def _data_of(self, node: TskNode) -> pytsk3.Attribute | None:
+        """The attribute with the file's bytes. Raises ValueError for content that would come out wrong."""
+        if self._ntfs and _dos_flags(node) & _REPARSE_POINT:
+            raise ValueError(
+                "its content lies elsewhere (a reparse point: compressed by Windows, deduplicated or remote)"
+            )
+        if self._inodes and self._inodes.find(node.identity).flags & (INLINE | ENCRYPTED):
+            raise ValueError("it is encrypted, or kept inside its inode")
+        for kind in _DEFAULT:
+            one = node.attribute(kind, b"") if kind == _DATA else node.attribute(kind)
+            if one is not None:
+                if int(one.info.flags) & _ENCRYPTED and self._ntfs:
+                    raise ValueError("it is encrypted by Windows")
+                return one
+        return None
+
+
+def _dos_flags(node: TskNode) -> int:
+    data = node.content(_STANDARD, None, 64)
+    return int(struct.unpack_from("<L", data, 32)[0]) if len(data) >= 36 else 0
+
+
+def _link_target(node: TskNode) -> bytes | None:
+    """Where a link on NTFS leads; None when it is none."""
+    if _dos_flags(node) & _REPARSE_POINT:
+        return directories.reparse_target(node.content(_REPARSE))
+    if node.kind != "file" or not 8 < node.size <= 8 + 2 * _LONGEST_LINK:
+        return None
+    return directories.interix_target(node.content(_DATA, b""))
+
+
+def _mode(node: TskNode, ntfs: bool) -> int:
+    """Windows knows no mode; what a mount of it would show."""
+    if node.kind == "directory":
+        return 0o755
+    return 0o444 if ntfs and _dos_flags(node) & _READ_ONLY else 0o644
+
+
+def _time(seconds: int, nano: int) -> int:
+    return seconds * 1_000_000_000 + (nano if 0 <= nano < 1_000_000_000 else 0)
