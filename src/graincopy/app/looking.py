@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import closing
+from importlib.util import find_spec
 from typing import Any
 
 import msgspec
@@ -186,6 +187,11 @@ TOOLS = (
     ("mkfs.btrfs", "btrfs-progs", "making Btrfs, to keep disk files on"),
     ("losetup", "util-linux", "LUN image files under loop devices"),
     ("fsfreeze", "util-linux", "thawing by hand what somebody left frozen"),
+    ("fusermount3", "fuse3", "graincopy mount"),
+)
+MODULES = (
+    ("mfusepy", "fuse", "graincopy mount, and files inside XFS and Btrfs"),
+    ("pytsk3", "guest", "files inside ext4 and NTFS"),
 )
 
 
@@ -215,6 +221,10 @@ def doctor(wiring: Wiring, _values: Values) -> Answer:
             f"apt-get install {package}",
         )
         for tool, package, use in TOOLS
+    ]
+    findings += [
+        (module, find_spec(module) is not None, use, f"pip install 'graincopy[{extra}]'")
+        for module, extra, use in MODULES
     ]
     rows = [(name, "yes" if there else "no", use, "" if there else remedy) for name, there, use, remedy in findings]
     document = [{"name": r[0], "there": r[1] == "yes", "for": r[2], "remedy": r[3]} for r in rows]
