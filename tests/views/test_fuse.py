@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -283,9 +284,8 @@ def open_point(images: list[str]) -> Iterator[Path]:
 @root_test
 @needs("fusermount3")
 def test_without_root(tmp_path: Path, open_point: Path) -> None:
-    script = (
-        f"{sys.executable} {SERVER} {open_point}/point '' {open_point}/image & read_it() {{ for n in $(seq 100); do "
-    )
+    server = f"{shlex.quote(sys.executable)} {shlex.quote(os.fspath(SERVER))}"
+    script = f"{server} {open_point}/point '' {open_point}/image & read_it() {{ for n in $(seq 100); do "
     script += f"test -e {open_point}/point/image && cmp {open_point}/point/image {open_point}/image && return; "
     script += f"sleep 0.1; done; }}; read_it && echo same; fusermount3 -u {open_point}/point; wait"
     with unprivileged(tmp_path, "666", "sh", "-c", script) as process:

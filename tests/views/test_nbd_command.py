@@ -93,7 +93,9 @@ def cli(tmp_path: os.PathLike[str]) -> Cli:
 
 def write_image(path: str, seed: int, size: int = SIZE) -> bytes:
     """Data, a hole, data."""
-    content = random.Random(seed).randbytes(2 * MIB) + bytes(3 * MIB) + random.Random(-seed).randbytes(size - 5 * MIB)
+    content = (
+        random.Random(seed).randbytes(2 * MIB) + bytes(3 * MIB) + random.Random(seed + 1000).randbytes(size - 5 * MIB)
+    )
     with open(path, "wb") as file:
         file.write(content)
     return content
