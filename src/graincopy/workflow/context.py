@@ -23,7 +23,7 @@ from graincopy.volumes.instant import Instant, Quiesce, WindowTerms, instant_of,
 class Limits:
     """Numbers that the configuration may set. Times in seconds."""
 
-    workers: int = 2
+    workers: int = 4
     audit: str = "64"
     freeze_deadline_s: float = 10.0
     freeze_warn_ms: float = 1000.0
