@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from graincopy.app.answer import table
-from graincopy.app.operations import Input
 from graincopy.app.wiring import Wiring
 from graincopy.core.errors import printable
 from graincopy.core.ids import PointId
@@ -21,11 +20,6 @@ from graincopy.views.disk import Finding
 from graincopy.workflow.view import View, ViewWish, open_view
 
 Values = dict[str, Any]
-
-HYBRID_INPUTS = (
-    Input("--medium-only", "take no snapshot of the original volumes; read everything from the medium", kind="flag"),
-    Input("--trust-map", "do not prove by its id what is read from the original volumes", kind="flag"),
-)
 
 
 def complain(finding: Finding) -> None:
