@@ -23,6 +23,7 @@ from graincopy.volumes import fiemap, ioctl, leases
 from graincopy.volumes.image import fill_zeros, read_fully
 from graincopy.volumes.leases import ReadLease, lease_read
 from graincopy.volumes.metadata import apply_metadata, metadata_of, read_metadata
+from graincopy.volumes.places import sync_directory
 
 __all__ = ["LiveFile", "ReadLease", "apply_metadata", "free_bytes", "lease_read", "open_sink", "read_metadata"]
 
@@ -105,10 +106,10 @@ class LiveFile:
             if self._write_lease and leases.holds(self._fd) == fcntl.F_UNLCK:
                 raise SourceInUse(path=self.path, reason="somebody opened it during the restore")
         for folder in self._folders:
-            sync_folder(folder)
+            sync_directory(folder)
         if self.existed and not self._block:
             with contextlib.suppress(PermissionError):  # a folder that may be entered but not read
-                sync_folder(os.path.dirname(self.path))
+                sync_directory(os.path.dirname(self.path))
 
     def metadata(self) -> FileMetadata:
         """What the file has besides its bytes."""
@@ -125,7 +126,7 @@ class LiveFile:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self.fd)):
                 os.unlink(self.path)
-        sync_folder(os.path.dirname(self.path))
+        sync_directory(os.path.dirname(self.path))
 
     def apply(self, metadata: FileMetadata) -> tuple[str, ...]:
         """:func:`apply_metadata` to this file; nothing for a block device."""
@@ -263,15 +264,6 @@ def _punch(fd: int, offset: int, length: int) -> bool:
     if code in _NO_PUNCH:
         return False
     raise OSError(code, os.strerror(code))
-
-
-def sync_folder(folder: str) -> None:
-    """fsync a directory."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def free_bytes(path: str) -> int:
