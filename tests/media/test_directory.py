@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import itertools
+import mmap
 import os
 import shutil
 import subprocess
@@ -10,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graincopy.core.errors import (
@@ -20,8 +25,9 @@ from graincopy.core.errors import (
     RepositoryExists,
     RepositoryMissing,
 )
+from graincopy.core.units import KIB, MIB
 from graincopy.media.directory import TEMPORARY, DirectoryMedium
-from graincopy.media.temporary import TemporaryFiles, write_all
+from graincopy.media.temporary import TemporaryFiles, write_all, write_object
 from graincopy.model.snapshot import Absent, Created, Existing
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root and loop devices")
@@ -236,6 +242,43 @@ def test_short_writes_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     finally:
         os.close(fd)
     assert (tmp_path / "file").read_bytes() == b"".join(parts)
+
+
+def _large_object(shift: int) -> tuple[memoryview, bytes]:
+    """A part that begins ``shift`` bytes into a page and ends within one."""
+    buffer = memoryview(mmap.mmap(-1, 3 * MIB))[shift : shift + 2 * MIB + 777]
+    buffer[:] = np.random.default_rng(3).bytes(len(buffer))
+    return buffer, bytes(buffer) + b"tail"
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_large_part_past_the_page_cache_is_whole(tmp_path: Path, shift: int) -> None:
+    part, expected = _large_object(shift)
+    medium = DirectoryMedium(str(tmp_path))
+    medium.put("a", [part, b"tail"])
+    assert medium.get("a") == expected
+
+
+@pytest.mark.parametrize("refused_from", [1, 2, 3])
+def test_direct_writes_may_be_short_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused_from: int
+) -> None:
+    part, expected = _large_object(0)
+    real, calls = os.write, itertools.count(1)
+
+    def write(fd: int, data: memoryview) -> int:
+        if next(calls) >= refused_from:
+            raise OSError(errno.EINVAL, "not here")
+        return real(fd, data[: 256 * KIB])
+
+    monkeypatch.setattr(os, "write", write)
+    fd = os.open(tmp_path / "file", os.O_CREAT | os.O_WRONLY)
+    try:
+        write_object(fd, [part, b"tail"])
+        assert not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+    finally:
+        os.close(fd)
+    assert (tmp_path / "file").read_bytes() == expected
 
 
 def test_more_parts_than_one_system_call_takes(tmp_path: Path) -> None:

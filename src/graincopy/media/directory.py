@@ -35,7 +35,7 @@ from graincopy.core.errors import (
 )
 from graincopy.media.base import Buffer, Medium, MediumCapabilities, ObjectEntry, check_name
 from graincopy.media.memory import check_range
-from graincopy.media.temporary import FOLDER_MODE, TemporaryFiles, fsync_folder, make_folders, write_all
+from graincopy.media.temporary import FOLDER_MODE, TemporaryFiles, fsync_folder, make_folders, write_object
 from graincopy.model.snapshot import Absent, Created, Deleted, Existing
 
 TEMPORARY = ".tmp"
@@ -85,7 +85,7 @@ class DirectoryMedium(Medium):
         with _translated(self.url):
             self._make_durable(folder)
             with self._files.new(folder) as (fd, link_from):
-                write_all(fd, parts)
+                write_object(fd, parts)
                 os.fsync(fd)
                 created = self._link(fd, link_from, path)
             fsync_folder(folder)

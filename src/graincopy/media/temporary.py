@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from graincopy.media.base import Buffer
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
+ALIGNMENT = 4096  # bytes; enough for O_DIRECT on every file system and device
+DIRECT_FROM = 1 << 20  # bytes; below that the cache costs less than waiting for the device
 IOV_MAX = 1024  # buffers that one writev(2) takes, <limits.h>
 _NO_NAMELESS_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 
@@ -80,6 +82,37 @@ class TemporaryFiles:
                             os.unlink(path)
                     finally:
                         os.close(fd)
+
+
+def write_object(fd: int, parts: Sequence[Buffer]) -> None:
+    """Write every byte of ``parts``; a large first one past the page cache, where it can be.
+
+    A pack is written once and not read again soon: copying it into the cache costs as much as sealing it, and throws
+    out what others have there. O_DIRECT asks for aligned memory, offset and length (open(2)), so whatever of the
+    first part is not aligned, and all the rest, takes the ordinary way.
+    """
+    views = [memoryview(part).cast("B") for part in parts]
+    if views and len(views[0]) >= DIRECT_FROM:
+        done = _write_direct(fd, views[0][: len(views[0]) // ALIGNMENT * ALIGNMENT])
+        views[0] = views[0][done:]
+    write_all(fd, views)
+
+
+def _write_direct(fd: int, content: memoryview) -> int:
+    """How many bytes of ``content`` went past the page cache; 0 where the memory or the file system is not fit."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    done = 0
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        while done < len(content):
+            done += os.write(fd, content[done:]) // ALIGNMENT * ALIGNMENT
+            os.lseek(fd, done, os.SEEK_SET)  # a short write may end where the next cannot begin
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    return done
 
 
 def write_all(fd: int, parts: Sequence[Buffer]) -> None:
