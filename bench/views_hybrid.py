@@ -29,11 +29,12 @@ READERS = 8
 
 def child(what: str, repo: str, arguments: list[str]) -> dict[str, object]:
     """What one measured process does; it answers in JSON."""
+    from graincopy.app.settings import read_settings
     from graincopy.app.viewing_core import opened_view
     from graincopy.app.wiring import wire
 
     hybrid = "medium" not in arguments
-    wiring = wire(None, repo)
+    wiring = wire(read_settings(None, repo))
     if "throttled" in arguments:
         wiring = throttled(wiring)
     values = {"point": arguments[0], "medium_only": not hybrid, "trust_map": "trust" in arguments}
@@ -177,9 +178,10 @@ def opening(bench: Bench) -> None:
 
 def multiply(bench: Bench, point: str, count: int) -> None:
     """``count`` more restore points like ``point``."""
+    from graincopy.app.settings import read_settings
     from graincopy.app.wiring import wire
 
-    repository = wire(None, bench.repo).repository()
+    repository = wire(read_settings(None, bench.repo)).repository()
     original = repository.find_point(point)
     for number in range(count):
         made = repository.open_run("backup", original.workload)

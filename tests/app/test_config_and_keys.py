@@ -8,7 +8,8 @@ import pytest
 
 from graincopy.app import host
 from graincopy.app.config import Config, load
-from graincopy.app.wiring import read_passphrase, wire
+from graincopy.app.settings import read_passphrase, read_settings
+from graincopy.app.wiring import wire
 from graincopy.core.errors import ConfigWrong, GraincopyError, LastKey, PassphraseWrong, UsageWrong
 from graincopy.repository.repository import Repository
 
@@ -72,17 +73,17 @@ def test_the_repository_is_named_by_option_then_environment_then_configuration(
 ) -> None:
     config = write(tmp_path, 'repo = "/configured"')
     monkeypatch.delenv("GRAINCOPY_REPO", raising=False)
-    assert wire(config, None).repo_url() == "/configured"
+    assert read_settings(config, None).repo_url() == "/configured"
     monkeypatch.setenv("GRAINCOPY_REPO", "/environment")
-    assert wire(config, None).repo_url() == "/environment"
-    assert wire(config, "/option").repo_url() == "/option"
+    assert read_settings(config, None).repo_url() == "/environment"
+    assert read_settings(config, "/option").repo_url() == "/option"
     with pytest.raises(UsageWrong, match="s3://"):
-        wire(config, None).medium("s3://bucket/vms")
+        read_settings(config, None).medium("s3://bucket/vms")
 
 
 def test_another_passphrase_opens_and_the_last_key_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAINCOPY_PASSPHRASE", "first")
-    wiring = wire(write(tmp_path, f'[paths]\ncache = "{tmp_path}/cache"'), str(tmp_path / "repo"))
+    wiring = wire(read_settings(write(tmp_path, f'[paths]\ncache = "{tmp_path}/cache"'), str(tmp_path / "repo")))
     made = wiring.create_repository(65536, True)
     added = wiring.repository().add_key(b"second", "offsite")
     labels = [key.label for key in wiring.repository().keys()]  # noqa: SIM118 (no mapping)
@@ -96,7 +97,7 @@ def test_another_passphrase_opens_and_the_last_key_stays(tmp_path: Path, monkeyp
 
 def with_passphrase(monkeypatch: pytest.MonkeyPatch, folder: Path, passphrase: str) -> Repository:
     monkeypatch.setenv("GRAINCOPY_PASSPHRASE", passphrase)
-    return wire(str(folder / "config.toml"), str(folder / "repo")).repository()
+    return wire(read_settings(str(folder / "config.toml"), str(folder / "repo"))).repository()
 
 
 def test_this_process_lives_and_others_do_not() -> None:

@@ -9,7 +9,7 @@ from graincopy.core.errors import ObjectDamaged
 from graincopy.core.ids import PieceId, PointId, RepositoryId
 from graincopy.model.restore_point import RestoreRecord, RunRecord
 from graincopy.model.snapshot import Owner
-from graincopy.repository import format, keys
+from graincopy.repository import format, frame, keys
 from graincopy.repository.codec import Codec
 from graincopy.repository.records import Config, Epoch, Keyring, ObjectKind, PieceKind
 
@@ -136,14 +136,14 @@ def test_every_flipped_bit_of_a_key_is_noticed() -> None:
     for at in range(len(sealed)):
         wounded = bytearray(sealed)
         wounded[at] ^= 1 << at % 8
-        with pytest.raises(format.Malformed):
+        with pytest.raises(frame.Malformed):
             keys.decode_key(bytes(wounded))
 
 
 def test_a_key_that_asks_for_too_much_memory_is_refused_without_trying() -> None:
     key = keys.wrap_master(b"m" * 32, b"secret", "", FixedClock(), FixedChance())
     greedy = keys.encode_key(type(key)(**{**{f: getattr(key, f) for f in key.__struct_fields__}, "memory": 1 << 31}))
-    with pytest.raises(format.Malformed, match="too much"):
+    with pytest.raises(frame.Malformed, match="too much"):
         keys.decode_key(greedy)
 
 
@@ -154,10 +154,10 @@ def test_a_key_that_asks_for_too_much_memory_is_refused_without_trying() -> None
 def test_any_path_survives_a_record(text: str) -> None:
     owner = Owner(host=text, boot="b", pid=1, started=2, hostname=text)
     run = RunRecord(id=PointId("a"), kind=text, workload=None, owner=owner, opened=1.5, pins=(PointId(text),))
-    assert format.decode_record(format.encode_record(run), RunRecord) == run
+    assert frame.decode_record(frame.encode_record(run), RunRecord) == run
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x80", b"\x93\x01\x02\x03", b"\xa1\xff"])
 def test_a_record_that_is_none_is_malformed(data: bytes) -> None:
-    with pytest.raises(format.Malformed):
-        format.decode_record(data, RestoreRecord)
+    with pytest.raises(frame.Malformed):
+        frame.decode_record(data, RestoreRecord)

@@ -13,7 +13,7 @@ from conftest import FixedChance, FixedClock, content_of, objects
 
 from graincopy.core.errors import ObjectDamaged, PassphraseMissing, PassphraseWrong
 from graincopy.media.directory import DirectoryMedium
-from graincopy.repository import format
+from graincopy.repository import format, frame
 from graincopy.repository.check import check
 from graincopy.repository.collect import collect
 from graincopy.repository.records import ObjectKind, PackRef, PieceKind
@@ -121,13 +121,13 @@ def test_a_pack_byte_by_byte() -> None:
 @pytest.mark.parametrize(("size", "count"), [(211, 2), (213, 2), (212, 3)])
 def test_a_trailer_that_does_not_fit_its_pack_is_malformed(size: int, count: int) -> None:
     data = format.encode_pack_trailer(format.PackTrailer(100, 88, count))
-    with pytest.raises(format.Malformed):
+    with pytest.raises(frame.Malformed):
         format.decode_pack_trailer(data, size)
 
 
 def test_a_directory_with_a_gap_is_malformed() -> None:
     directory = format.encode_directory(b"a" * 64, [40, 43])
-    with pytest.raises(format.Malformed, match="fill"):
+    with pytest.raises(frame.Malformed, match="fill"):
         format.decode_directory(directory, format.PackTrailer(100, 88, 2))
 
 
@@ -152,12 +152,12 @@ def test_a_segment_byte_by_byte() -> None:
         "<Q", 1000
     ) + b"i" * 32 + struct.pack("<III", 0, 16, 77)
     for wrong in (b"", data[:-1], data + b"\0", data[:16] + b"\xab" * 16 + b"\x09" + data[33:]):
-        with pytest.raises(format.Malformed):
+        with pytest.raises(frame.Malformed):
             format.decode_segment(wrong)
 
 
 def test_a_frame_byte_by_byte() -> None:
-    data = format.encode_frame(format.CONFIG_MAGIC, b"body")
+    data = frame.encode_frame(frame.CONFIG_MAGIC, b"body")
     assert data[:-16] == b"GRAINCFG" + b"\x01\x00" + b"\x00\x00" + b"\x04\0\0\0" + b"body"
 
 

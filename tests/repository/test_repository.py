@@ -26,7 +26,7 @@ from graincopy.core.ids import PointId, WorkloadId
 from graincopy.media.directory import DirectoryMedium
 from graincopy.media.memory import MemoryMedium
 from graincopy.model.restore_point import MapRoot, RestoreRecord
-from graincopy.repository import format
+from graincopy.repository import frame
 from graincopy.repository.repository import Repository
 
 
@@ -315,10 +315,10 @@ def test_a_fenced_restore_may_not_begin() -> None:
 
 
 def test_frames_know_their_magic() -> None:
-    framed = format.encode_frame(format.KEY_MAGIC, b"body")
-    assert format.decode_frame(format.KEY_MAGIC, framed) == b"body"
+    framed = frame.encode_frame(frame.KEY_MAGIC, b"body")
+    assert frame.decode_frame(frame.KEY_MAGIC, framed) == b"body"
     for wrong in (b"", framed[:10], framed[:-1]):
-        with pytest.raises(format.Malformed):
-            format.decode_frame(format.KEY_MAGIC, wrong)
-    with pytest.raises(format.Malformed):
-        format.decode_frame(format.CONFIG_MAGIC, framed)
+        with pytest.raises(frame.Malformed):
+            frame.decode_frame(frame.KEY_MAGIC, wrong)
+    with pytest.raises(frame.Malformed):
+        frame.decode_frame(frame.CONFIG_MAGIC, framed)

@@ -17,6 +17,7 @@ from guest_lab import MIB, lab, needs, root_test
 
 from graincopy.app import browsing
 from graincopy.app.answer import Answer
+from graincopy.app.settings import read_settings
 from graincopy.app.wiring import Wiring, wire
 from graincopy.cli.main import run
 from graincopy.core.errors import (
@@ -33,8 +34,10 @@ from graincopy.core.errors import (
 MOUNT = """
 import sys
 from graincopy.app.browsing import mount
+from graincopy.app.settings import read_settings
 from graincopy.app.wiring import wire
-answer = mount(wire(sys.argv[1], sys.argv[2]), {"point": "latest", "directory": sys.argv[3], "medium_only": True})
+wiring = wire(read_settings(sys.argv[1], sys.argv[2]))
+answer = mount(wiring, {"point": "latest", "directory": sys.argv[3], "medium_only": True})
 print(answer.exit_code, answer.document["disks"][0]["name"])
 """
 
@@ -60,7 +63,7 @@ class Host:
     @property
     def wiring(self) -> Wiring:
         """As the command line makes it."""
-        return wire(self.config, self.repo)
+        return wire(read_settings(self.config, self.repo))
 
     def __call__(self, action: Callable[[Wiring, dict[str, Any]], Answer], where: str = "", **values: object) -> Answer:
         """One operation on the latest point."""

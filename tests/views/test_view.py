@@ -592,8 +592,9 @@ def test_disks_on_a_lun_are_read_from_its_target(real: lab.ReflinkFs, tmp_path: 
 OWNER_SCRIPT = """
 import sys, time
 from graincopy.app.viewing_core import opened_view
+from graincopy.app.settings import read_settings
 from graincopy.app.wiring import wire
-with opened_view(wire(sys.argv[1], sys.argv[2]), {"point": "latest"}) as view:
+with opened_view(wire(read_settings(sys.argv[1], sys.argv[2])), {"point": "latest"}) as view:
     assert view.wait_settled(60)
     print(view.report()[0].near, flush=True)
     time.sleep(600)

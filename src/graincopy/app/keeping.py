@@ -11,8 +11,9 @@ import msgspec
 from graincopy.app import host
 from graincopy.app.answer import Answer, table
 from graincopy.app.reading import workload_named
+from graincopy.app.settings import read_passphrase
 from graincopy.app.shown import plan_answer, when
-from graincopy.app.wiring import Wiring, read_passphrase
+from graincopy.app.wiring import Wiring
 from graincopy.core.errors import CheckFailed, MediumFull, MediumReadOnly, UsageWrong, printable
 from graincopy.core.units import format_size
 from graincopy.model.retention import RetentionPolicy

@@ -33,6 +33,7 @@ class Operation:
     about: str = ""
     changes: bool = False  # has effects, so it takes --dry-run
     results: tuple[tuple[int, str], ...] = ()  # exit codes that mean something special here
+    opens: bool = True  # the repository, so its key can be derived while the rest is being imported
 
 
 _POINT = Input("point", "an id, a unique beginning of one, latest, or latest~N", metavar="POINT")
@@ -71,6 +72,7 @@ OPERATIONS = Table(
             ("graincopy init --repo /backup/vms",),
             "The passphrase is taken from GRAINCOPY_PASSPHRASE or GRAINCOPY_PASSPHRASE_FILE. Without it nothing can"
             " ever be read again.",
+            opens=False,
         ),
         Operation(
             "backup",
@@ -271,6 +273,7 @@ OPERATIONS = Table(
             "graincopy.app.looking:volumes",
             (Input("path", "disk files or devices", kind="many", metavar="PATH"),),
             ("graincopy volumes /ds1/web.raw",),
+            opens=False,
         ),
         Operation(
             "targets",
@@ -297,6 +300,7 @@ OPERATIONS = Table(
                 Input("directory", "a directory on that storage to work in", metavar="DIR"),
             ),
             ("graincopy validate-volume reflink /ds1",),
+            opens=False,
         ),
         Operation(
             "validate-medium",
@@ -304,6 +308,7 @@ OPERATIONS = Table(
             "graincopy.app.looking:validate_medium",
             (Input("url", "a directory to work in; it must be empty or absent", metavar="URL"),),
             ("graincopy validate-medium /backup/try",),
+            opens=False,
         ),
         Operation(
             "doctor",
@@ -311,6 +316,7 @@ OPERATIONS = Table(
             "graincopy.app.looking:doctor",
             (),
             ("graincopy doctor",),
+            opens=False,
         ),
         Operation(
             "config",
@@ -318,6 +324,7 @@ OPERATIONS = Table(
             "graincopy.app.looking:config",
             (Input("verb", "what to do", choices=("check",)),),
             ("graincopy config check",),
+            opens=False,
         ),
         Operation(
             "completion",
@@ -325,6 +332,7 @@ OPERATIONS = Table(
             "graincopy.cli.main:completion",
             (Input("shell", "which one", choices=("bash", "zsh", "tcsh")),),
             ("graincopy completion bash > /etc/bash_completion.d/graincopy",),
+            opens=False,
         ),
     )
 )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from graincopy.app import host
-from graincopy.app.config import Config, load
-from graincopy.core.errors import PassphraseMissing, RepositoryMissing, UsageWrong
-from graincopy.media.base import Medium
-from graincopy.media.directory import DirectoryMedium
+from graincopy.app.settings import FindMaster, Settings
+from graincopy.core.errors import PassphraseMissing, UsageWrong
 from graincopy.repository.repository import Repository
+from graincopy.repository.unlock import find_master
 from graincopy.transfer.progress import ProgressSink, silent
 from graincopy.volumes.base import VolumeDriver
 from graincopy.volumes.locked import LockedDriver
@@ -29,15 +28,12 @@ def _no_step(_name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Wiring:
+class Wiring(Settings):
     """Everything an operation may need, made when it is asked for."""
 
-    config: Config
-    config_path: str | None
-    environ: Mapping[str, str]
-    url: str | None
     progress: ProgressSink = silent
     step: Callable[[str], None] = _no_step
+    find_master: FindMaster = find_master
 
     # --- places -----------------------------------------------------------------------------------
 
@@ -88,37 +84,6 @@ class Wiring:
 
     # --- repository -------------------------------------------------------------------------------
 
-    def repo_url(self) -> str:
-        """--repo, else GRAINCOPY_REPO, else the configuration."""
-        url = self.url or self.environ.get("GRAINCOPY_REPO") or self.config.repo
-        if not url:
-            raise UsageWrong(what="no repository is named; give --repo or set GRAINCOPY_REPO")
-        return url
-
-    def medium(self, url: str, *, create: bool = False) -> Medium:
-        """The medium at ``url``: a path, or ``file://PATH``."""
-        path = self.path_of(url)
-        if create:
-            return DirectoryMedium.create(path)
-        if not os.path.isdir(path):
-            raise RepositoryMissing(url=url, reason="it does not exist or is no directory")
-        return DirectoryMedium(path)
-
-    def path_of(self, url: str) -> str:
-        """The directory that ``url`` means. Raises UsageWrong for a kind of medium that is not there."""
-        scheme, separator, rest = url.partition("://")
-        if separator and scheme != "file":
-            raise UsageWrong(what=f"{scheme}:// is no kind of medium that this graincopy knows; name a directory")
-        return os.path.abspath(rest if separator else url)
-
-    def passphrase(self) -> bytes | None:
-        """From the environment or the file it names; never asked for."""
-        direct = self.environ.get("GRAINCOPY_PASSPHRASE")
-        if direct is not None:
-            return os.fsencode(direct)
-        path = self.environ.get("GRAINCOPY_PASSPHRASE_FILE")
-        return read_passphrase(path) if path else None
-
     def repository(self) -> Repository:
         """Open the repository. Raises what Repository.open raises."""
         return Repository.open(
@@ -128,6 +93,7 @@ class Wiring:
             chance=host.SystemChance(),
             owner=host.this_process(),
             cache_dir=self.cache_dir(),
+            find_master=self.find_master,
         )
 
     def create_repository(self, grain_size: int, encrypted: bool) -> Repository:
@@ -184,24 +150,10 @@ class Wiring:
 
 
 def wire(
-    explicit_config: str | None,
-    url: str | None,
+    settings: Settings,
     progress: ProgressSink = silent,
     step: Callable[[str], None] = _no_step,
+    find_master: FindMaster = find_master,
 ) -> Wiring:
-    """Read the configuration and the environment. Raises ConfigWrong."""
-    environ = dict(os.environ)
-    config, path = load(explicit_config, environ)
-    return Wiring(config, path, environ, url, progress, step)
-
-
-def read_passphrase(path: str) -> bytes:
-    """The first line of ``path``. Raises UsageWrong when it cannot be read or is empty."""
-    try:
-        with open(path, "rb") as file:
-            line = file.readline().rstrip(b"\r\n")
-    except OSError as failure:
-        raise UsageWrong(what=f"passphrase file {path}: {failure.strerror}") from failure
-    if not line:
-        raise UsageWrong(what=f"passphrase file {path} is empty")
-    return line
+    """Everything an operation may need, on top of ``settings``."""
+    return Wiring(settings.config, settings.config_path, settings.environ, settings.url, progress, step, find_master)

@@ -55,18 +55,23 @@ def run(arguments: Sequence[str], step: Callable[[str], None] | None = None) -> 
 def _operate(values: dict[str, Any], step: Callable[[str], None] | None) -> Answer:
     operation = OPERATIONS.find(values["operation"])
     module, _, name = operation.action.partition(":")
-    action: Callable[[Wiring, dict[str, Any]], Answer] = getattr(importlib.import_module(module), name)
     if module == __name__:
-        return action(None, values)  # type: ignore[arg-type]
+        return completion(None, values)
+    from graincopy.app.settings import read_settings, unlock_ahead
+
+    settings = read_settings(values.get("config"), values.get("repo"))
+    extras: dict[str, Any] = {"step": step} if step else {}
+    if operation.opens:
+        extras["find_master"] = unlock_ahead(settings)
+    action: Callable[[Wiring, dict[str, Any]], Answer] = getattr(importlib.import_module(module), name)
     from graincopy.app.wiring import wire
     from graincopy.cli import progress
 
     shown = progress.make(values.get("progress", "auto"))
-    extras: dict[str, Any] = {"step": step} if step else {}
     if shown is not None:
         extras["progress"] = shown
     try:
-        return action(wire(values.get("config"), values.get("repo"), **extras), values)
+        return action(wire(settings, **extras), values)
     finally:
         if shown is not None:
             shown.close()
@@ -112,7 +117,7 @@ def _complain(failure: GraincopyError) -> int:
     return failure.exit_code
 
 
-def completion(_wiring: Wiring, values: dict[str, Any]) -> Answer:
+def completion(_wiring: None, values: dict[str, Any]) -> Answer:
     """A completion script for the shell."""
     import shtab
 

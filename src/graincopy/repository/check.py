@@ -20,7 +20,7 @@ from graincopy.core.extent import Mask
 from graincopy.core.ids import PointId
 from graincopy.model.restore_point import MapRoot, RestorePoint, RestoreRecord, RunRecord
 from graincopy.repository import index as segments
-from graincopy.repository import opening
+from graincopy.repository import opening, unlock
 from graincopy.repository.format import Ids, Rows
 from graincopy.repository.index import Index, SegmentCache, rows_of
 from graincopy.repository.pack import is_pack_name, list_packs
@@ -113,7 +113,7 @@ class _Check:
             self._note(opening.CONFIG, "it is missing")
         self._try(opening.CONFIG, self._config)
         for name in repository.objects.names("keys"):
-            self._try(name, lambda name=name: opening.read_key(medium, name))  # type: ignore[misc]
+            self._try(name, lambda name=name: unlock.read_key(medium, name))  # type: ignore[misc]
         names = repository.objects.names("keyring")
         if not names:
             self._note("keyring", "it is missing")

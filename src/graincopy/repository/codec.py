@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from graincopy.core.errors import ObjectDamaged
 from graincopy.core.ids import PieceId
-from graincopy.repository import format
+from graincopy.repository import format, frame
 from graincopy.repository.format import Ids
 from graincopy.repository.keys import derive
 from graincopy.repository.records import Keyring, ObjectKind, PieceKind
@@ -51,18 +51,18 @@ class Sealer:
         try:
             header = format.decode_envelope_header(sealed)
             if header.kind is not kind:
-                raise format.Malformed(f"it is a {header.kind.name.lower()}, not a {kind.name.lower()}")
+                raise frame.Malformed(f"it is a {header.kind.name.lower()}, not a {kind.name.lower()}")
             if len(sealed) != format.ENVELOPE_SIZE + header.length:
-                raise format.Malformed("it has the wrong length")
+                raise frame.Malformed("it has the wrong length")
             if header.epoch not in self._epochs:
-                raise format.Malformed(f"sealing epoch {header.epoch} is not known")
+                raise frame.Malformed(f"sealing epoch {header.epoch} is not known")
             cipher = AESGCM(self._key(header.epoch, kind, header.salt, name))
             binding = format.envelope_binding(sealed[: format.ENVELOPE_SIZE], name)
             body = cipher.decrypt(_ENVELOPE_NONCE, memoryview(sealed)[format.ENVELOPE_SIZE :], binding)
             return decompress(zstandard.ZstdDecompressor(), header.codec, body, OBJECT_LIMIT)
         except InvalidTag:
             raise ObjectDamaged(name=name, reason="its content is not authentic") from None
-        except format.Malformed as error:
+        except frame.Malformed as error:
             raise ObjectDamaged(name=name, reason=error) from error
 
     def _key(self, epoch: int, kind: ObjectKind, salt: bytes, name: str) -> bytes:
@@ -115,10 +115,10 @@ class Codec:
         try:
             found = format.decode_pack_header(header)
             if found.kind is not kind:
-                raise format.Malformed(f"it holds {found.kind.name.lower()}s, not {kind.name.lower()}s")
+                raise frame.Malformed(f"it holds {found.kind.name.lower()}s, not {kind.name.lower()}s")
             if found.epoch not in self._epochs:
-                raise format.Malformed(f"sealing epoch {found.epoch} is not known")
-        except format.Malformed as error:
+                raise frame.Malformed(f"sealing epoch {found.epoch} is not known")
+        except frame.Malformed as error:
             raise ObjectDamaged(name=name, reason=error) from error
         return PackOpener(self, self._pack_cipher(kind, found.epoch, name), kind, header, name)
 
@@ -176,7 +176,7 @@ class PackOpener:
             content = decompress(self._zstd, codec, body, self._codec.limit(self._kind))
         except InvalidTag:
             raise self._damaged(offset, "is not authentic") from None
-        except format.Malformed as error:
+        except frame.Malformed as error:
             raise self._damaged(offset, f"cannot be read: {error}") from error
         if self._codec.piece_id(self._kind, content) != piece:
             raise self._damaged(offset, "is not what its id says")
@@ -204,13 +204,13 @@ def decompress(zstd: zstandard.ZstdDecompressor, codec: int, body: bytes, limit:
     """The content, which is at most ``limit`` bytes. Raises Malformed."""
     if codec == format.RAW:
         if len(body) > limit:
-            raise format.Malformed("it is larger than it may be")
+            raise frame.Malformed("it is larger than it may be")
         return body
     if codec != format.ZSTD:
-        raise format.Malformed(f"codec {codec} is not known")
+        raise frame.Malformed(f"codec {codec} is not known")
     try:
         if not 0 <= zstandard.frame_content_size(body) <= limit:  # asked first: it is what would be allocated
-            raise format.Malformed("it is larger than it may be")
+            raise frame.Malformed("it is larger than it may be")
         return zstd.decompress(body)
     except zstandard.ZstdError as error:
-        raise format.Malformed(f"it cannot be decompressed ({error})") from error
+        raise frame.Malformed(f"it cannot be decompressed ({error})") from error

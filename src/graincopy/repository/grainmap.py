@@ -22,7 +22,7 @@ from graincopy.core.errors import ObjectDamaged
 from graincopy.core.extent import Array, Extents, Mask
 from graincopy.core.ids import PieceId
 from graincopy.model.restore_point import MapRoot
-from graincopy.repository import format
+from graincopy.repository import format, frame
 from graincopy.repository.format import Ids
 
 ZERO = 0  # every byte of the grain is zero; never stored
@@ -248,7 +248,7 @@ class GrainMap:
         contents = self._read(ids)
         try:
             entries = Entries(*format.decode_nodes(level, self.fan_out, numbers, contents))
-        except format.Malformed as error:
+        except frame.Malformed as error:
             raise ObjectDamaged(name="a node of a grain map", reason=error) from error
         if bool((entries.kinds != CHUNK).any()):  # _NODE is the same number: above the leaves there is nothing else
             raise ObjectDamaged(name="a node of a grain map", reason="it holds entries of a kind that is not known")

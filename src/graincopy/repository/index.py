@@ -19,7 +19,7 @@ from graincopy.core.clock import Chance
 from graincopy.core.errors import ObjectDamaged, ObjectMissing
 from graincopy.core.extent import Array, Mask
 from graincopy.media.base import Medium
-from graincopy.repository import format
+from graincopy.repository import format, frame
 from graincopy.repository.codec import Codec
 from graincopy.repository.format import Ids, Rows
 from graincopy.repository.pack import PackDirectory
@@ -278,12 +278,12 @@ def read_segment(medium: Medium, codec: Codec, cache: SegmentCache, name: str) -
     if content is not None:
         try:
             return format.decode_segment(content)
-        except format.Malformed:
+        except frame.Malformed:
             content = None  # the cache is of another version: read afresh
     content = codec.objects.open(ObjectKind.INDEX, name, medium.get(name))
     try:
         rows = format.decode_segment(content)
-    except format.Malformed as error:
+    except frame.Malformed as error:
         raise ObjectDamaged(name=name, reason=error) from error
     cache.store(name, content)
     return rows

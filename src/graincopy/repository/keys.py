@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from graincopy.core.clock import Chance, Clock
 from graincopy.core.ids import new_id
-from graincopy.repository import format
+from graincopy.repository import frame
 from graincopy.repository.records import Config, Epoch, KeyInfo, KeyObject, Keyring
 
 KEY_SIZE = 32
@@ -71,16 +71,16 @@ def unwrap_master(key: KeyObject, passphrase: bytes | None) -> bytes | None:
 
 def encode_key(key: KeyObject) -> bytes:
     """As it lies on the medium."""
-    return format.encode_frame(format.KEY_MAGIC, format.encode_record(key))
+    return frame.encode_frame(frame.KEY_MAGIC, frame.encode_record(key))
 
 
 def decode_key(data: bytes) -> KeyObject:
     """Raises TooNew or Malformed."""
-    key = format.decode_record(format.decode_frame(format.KEY_MAGIC, data), KeyObject)
+    key = frame.decode_record(frame.decode_frame(frame.KEY_MAGIC, data), KeyObject)
     if key.kdf not in ("argon2id", "none"):
-        raise format.Malformed(f"key derivation {key.kdf} is not known")
+        raise frame.Malformed(f"key derivation {key.kdf} is not known")
     if key.memory > _MOST_MEMORY or key.iterations > _MOST_ITERATIONS or key.lanes > _MOST_LANES:
-        raise format.Malformed("its key derivation asks for too much")
+        raise frame.Malformed("its key derivation asks for too much")
     return key
 
 
@@ -98,13 +98,13 @@ def _wrapping_key(key: KeyObject, passphrase: bytes | None) -> bytes:
             salt=key.salt, length=KEY_SIZE, iterations=key.iterations, lanes=key.lanes, memory_cost=key.memory
         )
     except ValueError as error:
-        raise format.Malformed(f"its key derivation is impossible ({error})") from error
+        raise frame.Malformed(f"its key derivation is impossible ({error})") from error
     return kdf.derive(passphrase or b"")
 
 
 def _binding(key: KeyObject) -> bytes:
     """The whole object but the wrapped key: nothing of it can be exchanged."""
-    return b"graincopy key\0" + format.encode_record(_with_wrapped(key, b""))
+    return b"graincopy key\0" + frame.encode_record(_with_wrapped(key, b""))
 
 
 def _with_wrapped(key: KeyObject, wrapped: bytes) -> KeyObject:

@@ -11,7 +11,7 @@ from graincopy.core.clock import Chance
 from graincopy.core.errors import ObjectDamaged, ObjectMissing
 from graincopy.media.base import Medium
 from graincopy.model.snapshot import Created, Existing
-from graincopy.repository import format
+from graincopy.repository import format, frame
 from graincopy.repository.codec import Codec
 from graincopy.repository.records import ObjectKind
 
@@ -27,7 +27,7 @@ class Objects:
     def seal(self, kind: ObjectKind, name: str, record: msgspec.Struct, *, shrink: bool = True) -> bytes:
         """The bytes that :meth:`put` would store."""
         salt = self.chance.token(format.SALT_SIZE)
-        return self.codec.objects.seal(kind, name, format.encode_record(record), salt, shrink=shrink)
+        return self.codec.objects.seal(kind, name, frame.encode_record(record), salt, shrink=shrink)
 
     def put(self, kind: ObjectKind, name: str, record: msgspec.Struct) -> Created | Existing:
         """Store ``record`` unless ``name`` exists; durable on return."""
@@ -41,15 +41,15 @@ class Objects:
         """The record in ``sealed``. Raises ObjectDamaged."""
         content = self.codec.objects.open(kind, name, sealed)
         try:
-            return format.decode_record(content, record)
-        except format.Malformed as error:
+            return frame.decode_record(content, record)
+        except frame.Malformed as error:
             raise ObjectDamaged(name=name, reason=error) from error
 
     def kind_of(self, name: str, sealed: bytes) -> ObjectKind:
         """What ``sealed`` says it is; proven only when it is opened. Raises ObjectDamaged."""
         try:
             return format.decode_envelope_header(sealed).kind
-        except format.Malformed as error:
+        except frame.Malformed as error:
             raise ObjectDamaged(name=name, reason=error) from error
 
     def all(self, kind: ObjectKind, folder: str, record: type[T]) -> Iterator[tuple[str, T]]:

@@ -21,7 +21,7 @@ from graincopy.core.ids import PieceId, new_id
 from graincopy.core.units import MIB
 from graincopy.media.base import Buffer, Medium
 from graincopy.model.snapshot import Existing
-from graincopy.repository import format
+from graincopy.repository import format, frame
 from graincopy.repository.codec import Codec, PackOpener, PackSealer, compress
 from graincopy.repository.format import Ids
 from graincopy.repository.records import PackRef, PieceKind, pack_name
@@ -168,12 +168,12 @@ class PackReader:
         opener = self._opener(pack, exact=True)
         try:
             if pack.size < format.PACK_HEADER_SIZE + format.TAG_SIZE + format.PACK_TRAILER_SIZE:
-                raise format.Malformed("it is truncated")
+                raise frame.Malformed("it is truncated")
             tail = self._get(pack, pack.size - format.PACK_TRAILER_SIZE, format.PACK_TRAILER_SIZE)
             trailer = format.decode_pack_trailer(tail, pack.size)
             sealed = self._get(pack, trailer.offset, trailer.length)
             return PackDirectory(pack, *format.decode_directory(opener.directory(sealed, trailer), trailer))
-        except format.Malformed as error:
+        except frame.Malformed as error:
             raise ObjectDamaged(name=pack.name, reason=error) from error
 
     def prove(self, pack: PackRef) -> Proof:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from graincopy.core.clock import Chance, Clock
@@ -34,7 +34,7 @@ from graincopy.core.units import KIB, MIB, is_power_of_two
 from graincopy.media.base import Buffer, Medium
 from graincopy.model.restore_point import DiskRecord, RestorePoint, RunRecord
 from graincopy.model.snapshot import Owner
-from graincopy.repository import format, index, keys, opening
+from graincopy.repository import format, frame, index, keys, opening, unlock
 from graincopy.repository.codec import Codec, master_sealer
 from graincopy.repository.fetch import Order
 from graincopy.repository.format import Ids
@@ -141,12 +141,12 @@ class Repository:
         master, keyring = chance.token(keys.KEY_SIZE), keys.make_keyring(config, chance)
         name = opening.keyring_name(1)
         sealed = master_sealer(master).seal(
-            ObjectKind.KEYRING, name, format.encode_record(keyring), chance.token(format.SALT_SIZE)
+            ObjectKind.KEYRING, name, frame.encode_record(keyring), chance.token(format.SALT_SIZE)
         )
         opening.put_new(medium, name, sealed)  # of two creators one loses here, before it has left anything
         key = keys.wrap_master(master, passphrase, label, clock, chance)
-        opening.put_new(medium, opening.key_name(key.id), keys.encode_key(key))
-        opening.put_new(medium, opening.CONFIG, format.encode_frame(format.CONFIG_MAGIC, format.encode_record(config)))
+        opening.put_new(medium, unlock.key_name(key.id), keys.encode_key(key))
+        opening.put_new(medium, opening.CONFIG, frame.encode_frame(frame.CONFIG_MAGIC, frame.encode_record(config)))
         return cls(medium, master, keyring, clock=clock, chance=chance, owner=owner, cache_dir=cache_dir)
 
     @classmethod
@@ -159,10 +159,14 @@ class Repository:
         chance: Chance,
         owner: Owner = NOBODY,
         cache_dir: str | None = None,
+        find_master: Callable[[Medium, bytes | None], bytes] = unlock.find_master,
     ) -> Repository:
-        """Raises RepositoryMissing, RepositoryTooNew, PassphraseMissing, PassphraseWrong or ObjectDamaged."""
+        """``find_master`` turns ``passphrase`` into the master key; it may have begun already.
+
+        Raises RepositoryMissing, RepositoryTooNew, PassphraseMissing, PassphraseWrong or ObjectDamaged.
+        """
         config = opening.read_config(medium)
-        master = opening.find_master(medium, passphrase)
+        master = find_master(medium, passphrase)
         keyring = opening.read_keyring(medium, master)
         if keyring.config != config:
             raise ObjectDamaged(name=opening.CONFIG, reason="it is not the configuration that the keyring holds")
@@ -172,14 +176,14 @@ class Repository:
 
     def keys(self) -> tuple[KeyInfo, ...]:
         """All keys, oldest first. Raises ObjectDamaged."""
-        return keys.describe(opening.read_key(self.medium, name) for name in self.objects.names("keys"))
+        return keys.describe(unlock.read_key(self.medium, name) for name in self.objects.names("keys"))
 
     def add_key(self, passphrase: bytes, label: str) -> KeyInfo:
         """Another passphrase that opens this repository."""
         if not passphrase:
             raise PassphraseMissing(url=self.url)
         key = keys.wrap_master(self._master, passphrase, label, self.clock, self.chance)
-        opening.put_new(self.medium, opening.key_name(key.id), keys.encode_key(key))
+        opening.put_new(self.medium, unlock.key_name(key.id), keys.encode_key(key))
         return keys.describe([key])[0]
 
     def remove_key(self, id: str) -> None:
@@ -188,14 +192,14 @@ class Repository:
         Whoever had the passphrase *and* a copy of the key object can still get at the master key.
         """
         names = self.objects.names("keys")
-        if opening.key_name(id) not in names:
+        if unlock.key_name(id) not in names:
             raise KeyUnknown(key=id)
         if len(names) == 1:
             raise LastKey(key=id)
-        kept = self.medium.get(opening.key_name(id))
-        self.medium.delete(opening.key_name(id))
+        kept = self.medium.get(unlock.key_name(id))
+        self.medium.delete(unlock.key_name(id))
         if not self.objects.names("keys"):  # somebody removed the other one at the same time
-            self.medium.put(opening.key_name(id), [kept])
+            self.medium.put(unlock.key_name(id), [kept])
             raise LastKey(key=id)
 
     def read_keyring(self, name: str) -> Keyring:
@@ -371,5 +375,5 @@ def _is_tombstone(sealed: bytes) -> bool:
     """A damaged object is no tombstone: it may be removed as the restore point that it was."""
     try:
         return format.decode_envelope_header(sealed).kind is ObjectKind.TOMBSTONE
-    except format.Malformed:
+    except frame.Malformed:
         return False
