@@ -17,6 +17,7 @@ from dataclasses import dataclass
 MIB = 1 << 20
 GIB = 1 << 30
 STRETCH = 8 * MIB
+_NOT_AS_INSTALLED = {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}  # with the first, every start compiles everything
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,15 @@ class Measured:
     memory: int
 
 
-def measure(command: Sequence[str], env: dict[str, str] | None = None) -> Measured:
-    """Run ``command`` after a sync and account for it with wait4(2)."""
+def measure(command: Sequence[str], env: dict[str, str] | None = None, *, cold: bool = False) -> Measured:
+    """Run ``command`` after a sync and account for it with wait4(2); ``cold``: nothing is in the page cache."""
     os.sync()
+    if cold:
+        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as kernel:
+            kernel.write("3")
+    usual = {name: value for name, value in os.environ.items() if name not in _NOT_AS_INSTALLED}
     begun = time.monotonic()
-    process = subprocess.Popen(command, env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env={**usual, **(env or {})}, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.monotonic() - begun
     process.returncode = os.waitstatus_to_exitcode(status)

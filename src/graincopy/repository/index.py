@@ -76,7 +76,12 @@ class Index:
 
     def known(self, ids: Ids) -> Mask:
         """For each id whether a pack holds it."""
-        return self.locate(ids).pack >= 0
+        mask = np.zeros(len(ids), np.bool_)
+        wanted = _keys(ids)
+        for run in self._runs:
+            left = np.flatnonzero(~mask)
+            mask[left] = _find(run, wanted[left], ids[left], None) >= 0
+        return mask
 
     def locate(self, ids: Ids, without: Collection[str] = ()) -> Located:
         """Where each of ``ids`` lies, packs of the object names ``without`` left out; -1 where none is known."""

@@ -25,7 +25,7 @@ from graincopy.transfer.progress import Meter
 from graincopy.transfer.workers import run_workers
 from graincopy.volumes.base import Readable
 
-BATCH_BYTES = 1 << 20  # one read; larger ones gain nothing, smaller ones cost calls
+BATCH_BYTES = 1 << 22  # one read; larger ones gain nothing, smaller ones cost calls
 
 
 @dataclass(slots=True)

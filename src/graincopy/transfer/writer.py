@@ -13,7 +13,7 @@ from graincopy.transfer.progress import Meter
 from graincopy.transfer.workers import run_workers
 from graincopy.volumes.base import FileSink
 
-BATCH_BYTES = 8 << 20  # chunks fetched together: enough neighbours for one range of a pack, little enough memory
+BATCH_BYTES = 1 << 20  # chunks fetched together: enough neighbours for one range of a pack, little enough memory
 
 
 @dataclass(slots=True)
