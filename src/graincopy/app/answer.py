@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.errors import DONE
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """``document`` is plain JSON values; ``warnings`` go to stderr and, with exit code 3, into the document."""
 
     document: object

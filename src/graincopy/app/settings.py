@@ -10,7 +10,8 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.app.config import Config, load
 from graincopy.core.errors import GraincopyError, RepositoryMissing, UsageWrong
@@ -21,8 +22,7 @@ from graincopy.repository.unlock import find_master
 FindMaster = Callable[[Medium, bytes | None], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """Everything that was said, before anything is done about it."""
 
     config: Config

@@ -6,16 +6,14 @@ Format: the portable 64-bit Roaring serialisation, https://github.com/RoaringBit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 from pyroaring import BitMap64, FrozenBitMap64  # type: ignore[import-not-found,unused-ignore]
 
 from graincopy.core.extent import Extents
 
 
-@dataclass(frozen=True, slots=True)
-class GrainBitmap:
+class GrainBitmap(msgspec.Struct, frozen=True):
     """An immutable set of grain numbers."""
 
     grains: FrozenBitMap64

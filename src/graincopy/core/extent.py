@@ -8,9 +8,9 @@ when an odd number of bounds is at or below it, which makes every set operation 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,8 +18,7 @@ Array = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Extents:
+class Extents(msgspec.Struct, frozen=True, eq=False):
     """An immutable set of non-negative integers: byte offsets, or grain numbers, as the caller says."""
 
     bounds: Array

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,8 +20,7 @@ class State(IntEnum):
     OPAQUE = 3  # bytes cannot be tied to volume offsets (compressed, inline, unaligned, not yet allocated …)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Placement:
+class Placement(msgspec.Struct, frozen=True, eq=False):
     """Segments of one file, ascending in the file and disjoint there; what no segment covers is a hole.
 
     ``starts`` and ``stops`` are file bytes, ``volume`` the volume byte of each segment's start, ``states`` a

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from graincopy.core.errors import MediumFull, ObjectDamaged, ObjectMissing
 from graincopy.media.base import Buffer, Medium, MediumCapabilities, ObjectEntry, check_name
 from graincopy.model.snapshot import Absent, Created, Deleted, Existing
 
 
-@dataclass(slots=True)
-class MemoryStore:
+class MemoryStore(msgspec.Struct):
     """What several :class:`MemoryMedium` share: the objects, and how many bytes they may take (None: any)."""
 
-    objects: dict[str, bytes] = field(default_factory=dict)
+    objects: dict[str, bytes] = msgspec.field(default_factory=dict)
     limit: int | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     @property
     def used(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -49,8 +48,7 @@ class AuditAmount(msgspec.Struct, frozen=True, kw_only=True):
         return "all" if self.percent == 100 else f"{self.percent:g}%"
 
 
-@dataclass(frozen=True, slots=True)
-class AuditChoice:
+class AuditChoice(msgspec.Struct, frozen=True):
     """The grains to audit now, and the cursor at which the next run's rolling half begins."""
 
     grains: Extents

@@ -9,22 +9,20 @@ under a range that did not move.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from graincopy.core.extent import Extents
 from graincopy.core.placement import Placement
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(msgspec.Struct, frozen=True):
     """A driver's answer: every byte of the volume that changed lies in ``extents``."""
 
     extents: Extents
     source: str  # where it comes from, for reports: "extents", "thin_delta", "bitmap" …
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(msgspec.Struct, frozen=True):
     """A driver's answer: the changes cannot be told. The file is compared in full, and the reason reported."""
 
     reason: str
@@ -33,8 +31,7 @@ class Unknown:
 ChangeMap = Changed | Unknown
 
 
-@dataclass(frozen=True, slots=True)
-class DirtyFile:
+class DirtyFile(msgspec.Struct, frozen=True):
     """What has to be done about one file, in bytes of the file; the two sets are disjoint.
 
     ``read`` may have new content and is read from T; ``zero`` reads as zeros now and is not read.
@@ -60,8 +57,7 @@ def whole_file(now: Placement) -> DirtyFile:
     return DirtyFile(read=now.allocated(), zero=now.zero())
 
 
-@dataclass(frozen=True, slots=True)
-class DirtyGrains:
+class DirtyGrains(msgspec.Struct, frozen=True):
     """:class:`DirtyFile` in grain numbers, disjoint: a grain is zero only when every byte of it is known to be."""
 
     read: Extents

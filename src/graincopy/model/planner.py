@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.ids import PointId, VolumeId
 from graincopy.model.audit import AuditAmount
@@ -24,16 +25,14 @@ from graincopy.model.volume import Claim, SourceVolume, VolumeCapabilities
 from graincopy.model.workload import Workload, WorkloadFile
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FreezeForecast:
+class FreezeForecast(msgspec.Struct, frozen=True, kw_only=True):
     """What will be frozen, in this order (innermost first), and for how long."""
 
     mounts: tuple[str, ...] = ()
     predicted_ms: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestorePlace:
+class RestorePlace(msgspec.Struct, frozen=True, kw_only=True):
     """Where one disk of a restore point goes, as found now."""
 
     path: str
@@ -55,8 +54,7 @@ _TO_DIRECTORY = ("make each file, sparse", "write its grains, flush")
 USUAL_AUDIT = AuditAmount()
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """A file of the workload, where it lies, and what its next point builds on."""
 
     file: WorkloadFile

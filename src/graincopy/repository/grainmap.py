@@ -13,8 +13,8 @@ So equal content has an equal root, and two maps differ exactly below the ids in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,8 +37,7 @@ WriteNodes = Callable[[Sequence[bytes]], Ids]
 Marker = Callable[[Ids], Mask]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Entries:
+class Entries(msgspec.Struct, frozen=True, eq=False):
     """What some grains hold: grain numbers, kinds (ZERO, CHUNK) and ids (all zero for ZERO)."""
 
     grains: Array
@@ -285,8 +284,7 @@ class GrainMap:
             yield np.union1d(mine.grains, theirs.grains)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Level:
+class _Level(msgspec.Struct, frozen=True, eq=False):
     """What an update found on one level: the touched nodes, and (above the leaves) everything they hold."""
 
     nodes: Entries

@@ -50,6 +50,7 @@ class Session:
         self._target_size = target_size
         self._lock = threading.RLock()
         self._writers: list[PackWriter] = []
+        self._shared: dict[PieceKind, PackWriter] = {}
         self._nodes: PackWriter | None = None
         self._unsaved: dict[PieceId, bytes] = {}  # nodes in the pack that is being filled
         self._stored = Index()
@@ -84,6 +85,12 @@ class Session:
         with self._lock:
             self._writers.append(writer)
         return writer
+
+    def shared_writer(self, kind: PieceKind) -> PackWriter:
+        """One writer for the thread that owns the session: small disks fill a pack together, flushed by ``finish``."""
+        if kind not in self._shared:
+            self._shared[kind] = self.writer(kind)
+        return self._shared[kind]
 
     def write_node(self, content: bytes) -> PieceId:
         """Store one node unless it is known; its id."""

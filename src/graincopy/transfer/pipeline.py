@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,24 +28,22 @@ from graincopy.volumes.base import Readable
 BATCH_BYTES = 1 << 22  # one read; larger ones gain nothing, smaller ones cost calls
 
 
-@dataclass(slots=True)
-class Copied:
+class Copied(msgspec.Struct):
     """What came of copying grains: their entries in ascending order, and the bill in bytes."""
 
     entries: Entries
     read_bytes: int = 0
     stored_bytes: int = 0
-    unreadable: Extents = field(default_factory=Extents.empty)  # bytes; only where partial reading is allowed
+    unreadable: Extents = msgspec.field(default_factory=Extents.empty)  # bytes; only where partial reading is allowed
 
 
-@dataclass(slots=True)
-class _Haul:
+class _Haul(msgspec.Struct):
     """What one worker brings home."""
 
-    entries: list[Entries] = field(default_factory=list)
+    entries: list[Entries] = msgspec.field(default_factory=list)
     read_bytes: int = 0
     stored_bytes: int = 0
-    unreadable: list[tuple[int, int]] = field(default_factory=list)
+    unreadable: list[tuple[int, int]] = msgspec.field(default_factory=list)
 
 
 def copy_grains(
@@ -66,13 +64,14 @@ def copy_grains(
     hauls: list[_Haul] = []
     grain_size = repository.grain_size
 
+    count = min(workers, max(1, grains.total * grain_size // BATCH_BYTES))
+
     def make() -> tuple[Callable[[tuple[int, int]], None], Callable[[], None]]:
-        hand = _Hand(image, path, repository, session, meter, allow_partial)
+        hand = _Hand(image, path, repository, session, meter, allow_partial, alone=count == 1)
         hauls.append(hand.haul)
         return hand.copy, hand.finish
 
-    batches = grains.split(max(1, BATCH_BYTES // grain_size))
-    run_workers(min(workers, max(1, grains.total * grain_size // BATCH_BYTES)), batches, make)
+    run_workers(count, grains.split(max(1, BATCH_BYTES // grain_size)), make)
     return _join(hauls)
 
 
@@ -87,7 +86,9 @@ class _Hand:
         session: Session | None,
         meter: Meter,
         allow_partial: bool,
+        alone: bool,
     ) -> None:
+        """``alone``: it works in the thread that owns the session, and leaves its pack open for the next disk."""
         self.haul = _Haul()
         self._image = image
         self._path = path
@@ -96,7 +97,10 @@ class _Hand:
         self._grain = repository.grain_size
         self._meter = meter
         self._allow_partial = allow_partial
-        self._writer = session.writer(PieceKind.CHUNK) if session else None
+        self._alone = alone
+        self._writer: PackWriter | None = None
+        if session is not None:
+            self._writer = (session.shared_writer if alone else session.writer)(PieceKind.CHUNK)
         self._view = memoryview(mmap.mmap(-1, max(BATCH_BYTES, self._grain)))
 
     def copy(self, batch: tuple[int, int]) -> None:
@@ -112,8 +116,8 @@ class _Hand:
         self._meter.add(length)
 
     def finish(self) -> None:
-        """Put the pack that is still open."""
-        if self._writer is not None:
+        """Put the pack that is still open, unless others go on filling it."""
+        if self._writer is not None and not self._alone:
             self._writer.flush()
 
     def _read(self, offset: int, content: memoryview) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.extent import Extents
 from graincopy.model.restore_point import MapRoot
@@ -16,8 +17,7 @@ from graincopy.volumes.base import FileSink
 BATCH_BYTES = 1 << 20  # chunks fetched together: enough neighbours for one range of a pack, little enough memory
 
 
-@dataclass(slots=True)
-class Written:
+class Written(msgspec.Struct):
     """The bill of a restore, in bytes."""
 
     written_bytes: int = 0

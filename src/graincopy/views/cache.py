@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+import msgspec
 
 from graincopy.core.errors import GraincopyError
 
@@ -79,14 +80,13 @@ class _Flight:
         return self._outcomes.get(piece)
 
 
-@dataclass(slots=True)
-class _Claimed:
+class _Claimed(msgspec.Struct):
     """Pieces to fetch under one flight, pieces that other flights bring, pieces that have come in meanwhile."""
 
-    flight: _Flight = field(default_factory=_Flight)
-    mine: list[bytes] = field(default_factory=list)
-    theirs: dict[bytes, _Flight] = field(default_factory=dict)
-    ready: dict[bytes, bytes] = field(default_factory=dict)
+    flight: _Flight = msgspec.field(default_factory=_Flight)
+    mine: list[bytes] = msgspec.field(default_factory=list)
+    theirs: dict[bytes, _Flight] = msgspec.field(default_factory=dict)
+    ready: dict[bytes, bytes] = msgspec.field(default_factory=dict)
 
 
 class PieceCache:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from graincopy.core.clock import Clock
@@ -23,8 +23,7 @@ FIRST_WAIT = 0.5  # seconds; twice as long each time, so that a read fails 3.5 s
 _MOST_FINDINGS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """Bytes ``[start, stop)`` of a disk were asked for and could not be had."""
 
     disk: str
@@ -36,8 +35,7 @@ class Finding:
         return f"{self.disk}: bytes {self.start} to {self.stop} cannot be read: {self.what}"
 
 
-@dataclass(slots=True)
-class Split:
+class Split(msgspec.Struct):
     """Where the bytes that were read came from."""
 
     local_bytes: int = 0

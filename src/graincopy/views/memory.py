@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from graincopy.core.errors import GraincopyError, ObjectDamaged, ObjectMissing
@@ -25,8 +25,7 @@ _BAD_SECONDS = 10.0  # a piece that failed is not looked for again so soon: each
 _MOST_BAD = 4096
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
+class Run(msgspec.Struct, frozen=True, eq=False):
     """RUN_GRAINS entries of a grain map: for each the kind, and the id (none at all when every grain is zero)."""
 
     kinds: bytes

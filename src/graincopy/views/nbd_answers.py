@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from graincopy.core.errors import GraincopyError
 from graincopy.views import nbd_wire as wire
@@ -43,8 +44,7 @@ class WritableDisk(ViewDisk, Protocol):
         """All writes that returned before are on stable storage after this, if the disk is one that is kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(msgspec.Struct, frozen=True):
     """Replies to the first requests of a batch, and those that were left over because an earlier one was slow."""
 
     parts: list[Part]

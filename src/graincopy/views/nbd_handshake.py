@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
+
+import msgspec
 
 from graincopy.views import nbd_wire as wire
 from graincopy.views.nbd_wire import Flag, Info, Opt, Rep
@@ -21,8 +22,7 @@ PREFERRED_BLOCK = 65536  # bytes: the default grain
 REQUEST_LIMIT = 32 << 20  # bytes of one request: what qemu, nbdkit and libnbd agree on, and what one reply may hold
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
+class Export(msgspec.Struct, frozen=True):
     """What clients are told of a disk before they may read it. ``size`` in bytes."""
 
     name: str  # as people know it: the disk's NAME
@@ -61,8 +61,7 @@ class Next(Enum):
     CLOSE = "close"
 
 
-@dataclass(slots=True)
-class Haggling:
+class Haggling(msgspec.Struct):
     """What the two sides agreed on so far. ``contexts`` belong to the export called ``contexts_of``."""
 
     exports: Sequence[Export]
@@ -72,7 +71,7 @@ class Haggling:
     structured: bool = False
     contexts: tuple[str, ...] = ()
     contexts_of: Export | None = None
-    chosen: Export | None = field(default=None)
+    chosen: Export | None = msgspec.field(default=None)
 
     def find(self, name: bytes) -> Export | None:
         """The export with this name; the empty name is the only one."""

@@ -24,9 +24,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar
+
+import msgspec
 
 from graincopy.views import nbd_wire as wire
 from graincopy.views.nbd_handshake import REQUEST_LIMIT, Export, Haggling, Next, Tls, answer
@@ -40,20 +41,17 @@ OPTIONS_LIMIT = 4096
 # --- events ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Bytes for the client."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class StartTls:
+class StartTls(msgspec.Struct, frozen=True):
     """Speak TLS from here on, then tell the machine by :meth:`Connection.tls_started`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """The transmission of ``export`` begins."""
 
     export: Export
@@ -61,8 +59,7 @@ class Opened:
     contexts: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """A request that is in order: inside the export, known flags, allowed. Offsets and lengths in bytes."""
 
     command: int
@@ -73,8 +70,7 @@ class Request:
     payload: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(msgspec.Struct, frozen=True):
     """Say nothing more; ``reason`` is empty when the client asked for it."""
 
     reason: str = ""

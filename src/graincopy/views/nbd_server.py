@@ -12,8 +12,9 @@ import importlib.util
 import signal
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from graincopy.views.nbd_answers import Answers, Served, WritableDisk
 from graincopy.views.nbd_handshake import Export
@@ -29,8 +30,7 @@ GRACE_S = 5.0  # for requests under way when the server is told to end; the limi
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(msgspec.Struct, frozen=True):
     """A disk that is served; ``writable`` is the same disk where it takes writes."""
 
     disk: ViewDisk

@@ -5,12 +5,12 @@ NBD, FUSE and the reader of guest files know this and nothing else of a view.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Span:
+
+class Span(msgspec.Struct, frozen=True):
     """Bytes ``[start, stop)`` of a disk: they read as zeros (a hole), or lie on this host (T), or on the medium."""
 
     start: int

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+
+import msgspec
 
 from graincopy.core.clock import Clock
 from graincopy.core.errors import FreezeBroken, FrozenElsewhere, SnapshotFailed
@@ -31,15 +32,13 @@ _TURN_PAUSE = 0.02
 _GUARD_GRACE = 5.0  # seconds beyond the deadline until the guard must have answered
 
 
-@dataclass(slots=True)
-class Window:
+class Window(msgspec.Struct):
     """Handed to the body of the window; ``report`` is there when it is over and was kept."""
 
     report: FreezeReport | None = None
 
 
-@dataclass(slots=True)
-class _Member:
+class _Member(msgspec.Struct):
     """What the guard said about one file system; times in nanoseconds."""
 
     place: FileSystem
@@ -48,14 +47,13 @@ class _Member:
     thawed: tuple[int, int, int] | None = None
 
 
-@dataclass(slots=True)
-class FreezeGuard:
+class FreezeGuard(msgspec.Struct):
     """The parent's end of the guard. Use it as a context manager: the guard is started on entry, gone on exit."""
 
     plan: FreezePlan
     deadline_s: float
     clock: Clock
-    _members: dict[int, _Member] = field(default_factory=dict)
+    _members: dict[int, _Member] = msgspec.field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
     _unread: bytes = b""
     _began: float | None = None

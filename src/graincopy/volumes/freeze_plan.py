@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.errors import FreezeRefused, FreezeTooLong
 from graincopy.volumes import freeze_guard
@@ -21,8 +22,7 @@ FREEZE_MS = 40.0  # freeze and thaw of one synced file system
 FREEZE_MS_MORE = 10.0  # each further one, frozen in parallel
 
 
-@dataclass(frozen=True, slots=True)
-class FileSystem:
+class FileSystem(msgspec.Struct, frozen=True):
     """A mounted file system: one mount point of it, its superblock's ``device`` ("maj:min"), and what carries it.
 
     ``beneath`` are the devices of the file systems on which its storage lies (loop devices), nearest first.
@@ -33,8 +33,7 @@ class FileSystem:
     beneath: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FreezePlan:
+class FreezePlan(msgspec.Struct, frozen=True):
     """File systems by wave; a wave is frozen in parallel, the inner ones first, and thawed in the other order."""
 
     waves: tuple[tuple[FileSystem, ...], ...]
@@ -45,16 +44,14 @@ class FreezePlan:
         return tuple(one for wave in self.waves for one in wave)
 
 
-@dataclass(frozen=True, slots=True)
-class FreezeLimits:
+class FreezeLimits(msgspec.Struct, frozen=True):
     """What the configuration says: seconds until the guard thaws by itself; milliseconds that are worth a warning."""
 
     deadline_s: float = 10.0
     warn_ms: float = 1000.0
 
 
-@dataclass(frozen=True, slots=True)
-class MountReport:
+class MountReport(msgspec.Struct, frozen=True):
     """One file system in the window: milliseconds that the freeze itself took, and that it was held."""
 
     point: str
@@ -62,8 +59,7 @@ class MountReport:
     held_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class FreezeReport:
+class FreezeReport(msgspec.Struct, frozen=True):
     """The window as it was: from the begin of the first freeze to the end of the last thaw, in milliseconds."""
 
     freeze_ms: float

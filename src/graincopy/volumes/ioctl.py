@@ -10,7 +10,8 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 _NONE, _WRITE, _READ = 0, 1, 2
 
@@ -75,8 +76,7 @@ SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT, SYS_OPENAT2 = 430, 431, 432, 437
 _NOT_MINE = (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-@dataclass(frozen=True, slots=True)
-class XfsGeometry:
+class XfsGeometry(msgspec.Struct, frozen=True):
     """What a mounted XFS says about itself."""
 
     uuid: bytes
@@ -85,8 +85,7 @@ class XfsGeometry:
     external_log: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LoopStatus:
+class LoopStatus(msgspec.Struct, frozen=True):
     """A loop device as the kernel has it. ``device`` and ``inode`` are st_dev and st_ino of the backing file."""
 
     device: int

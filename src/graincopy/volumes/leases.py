@@ -14,7 +14,8 @@ import os
 import signal
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.errors import PathUnfit, PathUnreadable, SourceInUse, SourceWritten
 from graincopy.volumes import loop
@@ -23,8 +24,7 @@ _NO_LEASES = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.EACCES, errno.
 OPENING = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: somebody else's lease answers instead of stalling
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(msgspec.Struct, frozen=True):
     """Somebody who has a file open for writing."""
 
     name: str

@@ -11,8 +11,9 @@ import errno
 import fcntl
 import os
 import stat
-from dataclasses import dataclass
 from types import TracebackType
+
+import msgspec
 
 from graincopy.volumes import ioctl
 
@@ -20,8 +21,7 @@ _ATTEMPTS = 64
 _DELETED = " (deleted)"
 
 
-@dataclass(frozen=True, slots=True)
-class LoopBacking:
+class LoopBacking(msgspec.Struct, frozen=True):
     """What a loop device shows: ``path`` from byte ``offset``, ``size_limit`` bytes of it (0: to the end)."""
 
     path: str

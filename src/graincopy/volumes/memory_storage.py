@@ -10,9 +10,9 @@ import errno
 import os
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from graincopy.core.extent import Array
@@ -31,8 +31,7 @@ class Block(NamedTuple):
     state: State
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryFile:
+class MemoryFile(msgspec.Struct, frozen=True):
     """A file inside a volume; None is a hole, and so is what lies beyond ``blocks``."""
 
     size: int = 0
@@ -157,16 +156,15 @@ class MemoryVolume:
         return Counter(block.number for file in self.files.values() for block in file.blocks if block)
 
 
-@dataclass(eq=False, slots=True)
-class Copy:
+class Copy(msgspec.Struct, eq=False):
     """T: empty until ``take``, then its source as it was at that instant."""
 
     target: Target
     source: MemoryVolume | None = None
     size: int = 0
-    generation: Array = field(default_factory=lambda: np.empty(0, np.int64))
-    files: dict[str, MemoryFile] = field(default_factory=dict)
-    kept: dict[int, bytes] = field(default_factory=dict)
+    generation: Array = msgspec.field(default_factory=lambda: np.empty(0, np.int64))
+    files: dict[str, MemoryFile] = msgspec.field(default_factory=dict)
+    kept: dict[int, bytes] = msgspec.field(default_factory=dict)
 
     def take(self, source: MemoryVolume) -> None:
         self.source, self.size = source, len(source.data)

@@ -12,7 +12,8 @@ import ctypes
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.volumes.ioctl import SYS_FSCONFIG, SYS_FSMOUNT, SYS_FSOPEN, SYS_OPENAT2
 
@@ -27,8 +28,7 @@ _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x02, 0x04, 0x0
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True):
     """One line of mountinfo. ``root`` is the directory of the file system that is mounted at ``point``."""
 
     mount_id: int

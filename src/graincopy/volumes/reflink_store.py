@@ -16,7 +16,6 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
@@ -45,16 +44,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     tag: TargetTag
 
 
-@dataclass(frozen=True, slots=True)
-class Stray:
+class Stray(msgspec.Struct, frozen=True):
     """Something in a folder of ours that is not ours, or is damaged. It is never deleted."""
 
     path: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """A target on storage."""
 
     path: str
@@ -230,9 +227,9 @@ def remove_target(path: str) -> bool:
     return was_there
 
 
-def scan(directory: str) -> tuple[list[Found], list[Stray]]:
-    """Targets beside the files of ``directory``, and what else is in the folder. No folder: nothing."""
-    folder = os.path.join(directory, FOLDER)
+def scan(directory: str, name: str = FOLDER) -> tuple[list[Found], list[Stray]]:
+    """Targets in the folder ``name`` of ``directory``, and what else is in the folder. No folder: nothing."""
+    folder = os.path.join(directory, name)
     found: list[Found] = []
     strays: list[Stray] = []
     try:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.volumes.loop import LoopBacking
 from graincopy.volumes.mounts import Mount
@@ -14,8 +15,7 @@ from graincopy.volumes.mounts import Mount
 INNER = ("ext4", "xfs")  # file systems that can be attached from T
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(msgspec.Struct, frozen=True):
     """Where the way to a volume ends, and what would let it go on.
 
     ``regular_file``: the path is an ordinary file all the same, so that a driver without snapshots can take it.
@@ -28,8 +28,7 @@ class Broken:
     missing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     """One block device. ``start`` is where it begins in the one below it: in the disk, or in the backing file."""
 
     number: str  # "major:minor"
@@ -40,16 +39,14 @@ class Device:
     backing: LoopBacking | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What a mounted file system says about itself. ``trouble``: why T of it could not be attached, or empty."""
 
     reflinks: bool = False
     trouble: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Floor:
+class Floor(msgspec.Struct, frozen=True):
     """One file and the file system that it lies on; ``devices`` lead down to a disk or a loop device."""
 
     path: str
@@ -60,8 +57,7 @@ class Floor:
     end: Broken | None = None  # why the way down is not known further
 
 
-@dataclass(frozen=True, slots=True)
-class Lun:
+class Lun(msgspec.Struct, frozen=True):
     """An answer: the path lies on a file system (or is a device) inside the image file ``volume``."""
 
     volume: str  # real path of the image file
@@ -73,8 +69,7 @@ class Lun:
     mount: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(msgspec.Struct, frozen=True):
     """The way of one real path down to storage, as it was when it was traced.
 
     ``devices`` is empty for a file. ``floors[0]`` holds the path itself (or the image below the device), each next one

@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 _EXT4_MAGIC = 0xEF53
 _HAS_JOURNAL = 0x4  # compatible
@@ -28,16 +29,14 @@ _OP_START, _OP_COMMIT, _OP_UNMOUNT = 0x01, 0x02, 0x20
 _TRANSACTION, _BUFFER = 0x5452414E, 0x123C  # written in the byte order of the host
 
 
-@dataclass(frozen=True, slots=True)
-class Ext4:
+class Ext4(msgspec.Struct, frozen=True):
     """Fields of an ext4 super block."""
 
     needs_recovery: bool
     external_journal: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Xfs:
+class Xfs(msgspec.Struct, frozen=True):
     """Fields of an XFS super block. The log lies ``log_start`` bytes into the file system."""
 
     log_start: int
@@ -100,8 +99,7 @@ def read_xfs(fd: int, offset: int) -> Xfs | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Log:
+class _Log(msgspec.Struct, frozen=True):
     """The ring of basic blocks that is the log."""
 
     fd: int
@@ -129,8 +127,7 @@ class _Log:
         return high
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(msgspec.Struct, frozen=True):
     """One log record: the block of its header, the block of the log's tail at that time, its operations."""
 
     block: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from graincopy.core.ids import DiskId, PointId, WorkloadId
 from graincopy.model.plan import ExpirePlan
@@ -12,8 +12,7 @@ from graincopy.model.retention import RetentionPolicy
 from graincopy.workflow.context import Context
 
 
-@dataclass(frozen=True, slots=True)
-class DiskDifference:
+class DiskDifference(msgspec.Struct, frozen=True):
     """Where one disk differs between two restore points."""
 
     name: str

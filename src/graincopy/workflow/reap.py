@@ -7,7 +7,8 @@ owners live, then read the restore points and records. A dead owner publishes no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.errors import GraincopyError
 from graincopy.core.ids import VolumeId
@@ -19,8 +20,7 @@ from graincopy.workflow.checkpoints import checkpoint_disks, delete_target, prom
 from graincopy.workflow.context import Context, Limits
 
 
-@dataclass(frozen=True, slots=True)
-class Reaped:
+class Reaped(msgspec.Struct, frozen=True):
     """What was decided about every target found, what could not be done, and the dead runs that were closed."""
 
     decisions: tuple[Decision, ...]

@@ -8,8 +8,8 @@ left it nor as it was before has been changed since, and is refused unless force
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,8 +35,7 @@ from graincopy.workflow.undo_state import cut_tail, hold_file
 PIECE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class UndoneDisk:
+class UndoneDisk(msgspec.Struct, frozen=True):
     """One file as it was before, and what that took."""
 
     name: str
