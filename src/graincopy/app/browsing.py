@@ -14,7 +14,6 @@ from graincopy.app.answer import Answer, table
 from graincopy.app.shown import when
 from graincopy.app.viewing_core import (
     complain,
-    find_point,
     opened_view,
     view_document,
     view_lines,
@@ -83,7 +82,7 @@ def files(wiring: Wiring, values: Values) -> Answer:
 def _opened(wiring: Wiring, values: Values, *, hybrid: bool) -> Iterator[tuple[View, ViewDisk, Place]]:
     """A view of the one disk that ``values["where"]`` is about. The repository is opened once: that takes a while."""
     repository = wiring.repository()
-    point = find_point(repository, values["point"])
+    point = repository.find_point(values["point"])
     place = parse_place(values["where"], [disk.name for disk in point.disks])
     records = repository.find_disks(point, place.disk)
     wish = ViewWish(hybrid=hybrid and not values.get("medium_only"), trust_map=bool(values.get("trust_map")))

@@ -12,10 +12,7 @@ import msgspec
 from graincopy.app.answer import table
 from graincopy.app.wiring import Wiring
 from graincopy.core.errors import printable
-from graincopy.core.ids import PointId
 from graincopy.core.units import format_size
-from graincopy.model.restore_point import RestorePoint
-from graincopy.repository.repository import Repository
 from graincopy.views.disk import Finding
 from graincopy.workflow.view import View, ViewWish, open_view
 
@@ -37,7 +34,7 @@ def opened_view(
     Raises PointUnknown, PointAmbiguous, DiskUnknown and whatever opening a repository raises.
     """
     repository = wiring.repository()
-    point = find_point(repository, values["point"])
+    point = repository.find_point(values["point"])
     records = repository.find_disks(point, disk)
     wish = ViewWish(
         hybrid=not values.get("medium_only", False),
@@ -45,14 +42,6 @@ def opened_view(
     )
     with open_view(wiring.context(repository), point, records, wish, tell=tell) as view:
         yield view
-
-
-def find_point(repository: Repository, text: str) -> RestorePoint:
-    """POINT of the command line. One that is named by id is found without reading any other."""
-    found = [name for name in repository.objects.names("points") if text and name.startswith(f"points/{text}")]
-    if len(found) == 1:
-        return repository.point(PointId(found[0].removeprefix("points/")))
-    return repository.find_point(text)
 
 
 def view_document(view: View) -> dict[str, object]:

@@ -46,13 +46,15 @@ class Points:
         self._seen: dict[PointId, RestorePoint] = {}
         self._lock = threading.Lock()
 
-    def listing(self, fresh: bool = False) -> PointListing:
-        """All that is there now."""
+    def listing(self, fresh: bool = False, beginning: str = "") -> PointListing:
+        """All that is there now; ``beginning``: only ids that begin so, and nothing else is read."""
         points: list[RestorePoint] = []
         tombstones: list[Tombstone] = []
         unreadable: list[Unreadable] = []
         for name in self._objects.names("points"):
             id = PointId(name.removeprefix("points/"))
+            if not id.startswith(beginning):
+                continue
             try:
                 found = self.read(id, fresh=fresh)
             except ObjectMissing:
@@ -114,22 +116,20 @@ class Points:
 
     def find(self, text: str, workload: WorkloadId | None = None) -> RestorePoint:
         """By id, unique prefix, ``latest`` or ``latest~N``. Raises PointUnknown, PointAmbiguous, ObjectDamaged."""
-        listing = self.listing()
-        points = [point for point in listing.points if workload in (None, point.workload)]
         back = _steps_back(text)
+        listing = self.listing(beginning="" if back is not None else text)
+        points = [point for point in listing.points if workload in (None, point.workload)]
         if back is not None:
             if back >= len(points):
                 raise PointUnknown(point=text)
             return points[back]
-        hits = [point for point in points if text and point.id.startswith(text)]
-        broken = [point for point in listing.unreadable if text and point.id.startswith(text)]
-        if len(hits) + len(broken) > 1:
-            raise PointAmbiguous(point=text, count=len(hits) + len(broken))
-        if broken:
-            raise broken[0].error
-        if not hits:
+        if not text or (not points and not listing.unreadable):
             raise PointUnknown(point=text)
-        return hits[0]
+        if len(points) + len(listing.unreadable) > 1:
+            raise PointAmbiguous(point=text, count=len(points) + len(listing.unreadable))
+        if not points:
+            raise listing.unreadable[0].error
+        return points[0]
 
 
 def _steps_back(text: str) -> int | None:
