@@ -27,7 +27,7 @@ import story
 from view_world import GRAIN, OWNER, World, noise, padded, read, read_in_pieces
 
 from graincopy.app.host import SystemClock
-from graincopy.app.viewing_core import find_point, view_document, view_lines, view_warnings
+from graincopy.app.viewing_core import view_document, view_lines, view_warnings
 from graincopy.core.errors import PointPinned, PointUnknown, SnapshotFailed, VolumeBusy
 from graincopy.media.directory import DirectoryMedium
 from graincopy.media.wrappers import Throttled
@@ -662,13 +662,13 @@ def test_a_point_named_by_id_is_found_without_reading_any_other() -> None:
     for text in (points[1].id, points[1].id[:12]):
         repository = world.open()
         read_names.clear()
-        assert find_point(repository, text) == points[1]
+        assert repository.find_point(text) == points[1]
         assert [name for name in read_names if name.startswith("points/")] == [f"points/{points[1].id}"]
-    assert find_point(world.open(), "latest~1") == points[3]
+    assert world.open().find_point("latest~1") == points[3]
     with pytest.raises(PointUnknown):
-        find_point(world.open(), "no such point")
+        world.open().find_point("no such point")
     with pytest.raises(PointUnknown):
-        find_point(world.open(), "")
+        world.open().find_point("")
 
 
 def test_the_report_for_people_and_for_machines() -> None:
