@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ import pytest
 from guest_lab import MIB, lab, needs, root_test
 
 from graincopy.app import browsing
-from graincopy.app.answer import Answer
+from graincopy.app.answer import Answer, decodable
+from graincopy.app.listing import listing_answer
 from graincopy.app.settings import read_settings
 from graincopy.app.wiring import Wiring, wire
 from graincopy.cli.main import run
@@ -109,6 +111,22 @@ def test_files_for_people(host: Host) -> None:
     assert all("\n" not in line for line in lines)
     assert any("bad\\xff\\xfename" in line for line in lines)
     assert "ext4" in "\n".join(host(browsing.files, "vm.img", json=False).lines)
+
+
+def test_a_long_listing_is_not_held(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = host(browsing.files, "data.img:/").document
+    assert isinstance(whole, dict)
+    monkeypatch.setattr(browsing, "listing_answer", functools.partial(listing_answer, limit=3))
+    answer = host(browsing.files, "data.img:/")
+    assert answer.document is None
+    streamed = json.loads(capsys.readouterr().out)
+    assert len(streamed["entries"]) > 3
+    assert sorted(streamed["entries"], key=str) == sorted(decodable(whole["entries"]), key=str)
+    assert {**streamed, "entries": []} == {**whole, "entries": []}
+    lines = host(browsing.files, "data.img:/", json=False).lines
+    assert len(capsys.readouterr().out.splitlines()) + len(lines) == len(streamed["entries"])
 
 
 @needs("sfdisk")

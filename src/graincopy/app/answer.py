@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -10,7 +11,7 @@ from graincopy.core.errors import DONE
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """``document`` is plain JSON values; ``warnings`` go to stderr and, with exit code 3, into the document."""
+    """``document`` is plain JSON values, None when it was printed already; ``warnings`` go to stderr and, with exit code 3, into the document."""
 
     document: object
     lines: tuple[str, ...]
@@ -24,3 +25,14 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> tuple[str, 
     return tuple(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
     )
+
+
+def decodable(value: Any) -> Any:
+    """Undecodable bytes of paths as ``\\xNN``, in every string of the document."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if isinstance(value, dict):
+        return {decodable(key): decodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [decodable(item) for item in value]
+    return value

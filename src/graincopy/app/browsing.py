@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 from graincopy.app import host
 from graincopy.app.answer import Answer, table
-from graincopy.app.shown import when
+from graincopy.app.listing import listing_answer
 from graincopy.app.viewing_core import (
     complain,
     opened_view,
@@ -31,17 +30,6 @@ from graincopy.views.source import ViewDisk
 from graincopy.workflow.view import View, ViewWish, open_view
 
 Values = dict[str, Any]
-
-_KINDS = {
-    "file": stat.S_IFREG,
-    "directory": stat.S_IFDIR,
-    "symlink": stat.S_IFLNK,
-    "fifo": stat.S_IFIFO,
-    "socket": stat.S_IFSOCK,
-    "character": stat.S_IFCHR,
-    "block": stat.S_IFBLK,
-}
-_SORTED = 100_000  # entries; longer listings come as the file system has them, and are not held
 
 
 # --- mount ------------------------------------------------------------------------------------------
@@ -75,7 +63,7 @@ def files(wiring: Wiring, values: Values) -> Answer:
         if place.path is None and place.partition is None:
             return _partitions_answer(view, disk)
         with located(disk, place, host.SystemClock()) as found:
-            return _listing_answer(view, disk, found, as_json=bool(values.get("json")))
+            return listing_answer(view.point.id, disk.name, found, as_json=bool(values.get("json")))
 
 
 @contextmanager
@@ -123,76 +111,6 @@ def _partition_document(one: Partition) -> dict[str, object]:
         "readable": bool(one.reader),
         "note": one.note,
     }
-
-
-def _listing_answer(view: View, disk: ViewDisk, found: Located, *, as_json: bool) -> Answer:
-    entries: list[wire.Entry] = []
-    problems: list[wire.Problem] = []
-    for one in found.reader.list(found.path):
-        if isinstance(one, wire.Missing):  # a link that leads nowhere
-            raise GuestPathMissing(disk=disk.name, path=os.fsdecode(found.path), reason="it is a link to nothing")
-        if isinstance(one, wire.Problem):
-            problems.append(one)
-        elif isinstance(one, wire.Entry):
-            entries.append(one)
-            if len(entries) > _SORTED and not as_json:
-                _print(entries, found.path)
-    entries.sort(key=lambda entry: entry.path)
-    notes = [found.partition.note] if found.partition.note else []
-    warnings = tuple(f"{_shown(one.path or found.path)}: {one.reason}" for one in problems)
-    document = {
-        "restore_point": view.point.id,
-        "disk": disk.name,
-        "partition": found.partition.number,
-        "path": os.fsdecode(found.path),
-        "entries": [_entry_document(entry, found.path) for entry in entries] if as_json else [],
-        "notes": notes,
-        "warnings": list(warnings),
-    }
-    lines = tuple(_entry_line(entry, found.path) for entry in entries) if not as_json else ()
-    return Answer(document, (*lines, *(f"note: {note}" for note in notes)), WARNED if warnings else DONE, warnings)
-
-
-def _print(entries: list[wire.Entry], path: bytes) -> None:
-    """Give out what has come so far, and forget it: a directory can have more entries than fit into memory."""
-    sys.stdout.writelines(f"{printable(_entry_line(entry, path))}\n" for entry in entries)
-    entries.clear()
-
-
-def _entry_line(entry: wire.Entry, path: bytes) -> str:
-    name = _shown(entry.path or path.rpartition(b"/")[2])
-    link = f" -> {_shown(entry.target)}" if entry.kind == "symlink" else ""
-    mode = stat.filemode(_KINDS[entry.kind] | entry.mode)
-    return f"{mode} {_owner(entry):>11} {entry.size:>14} {_when(entry.mtime):>19} {name}{link}"
-
-
-def _when(nanoseconds: int) -> str:
-    """A time that a hostile file system may have made up."""
-    try:
-        return when(nanoseconds / 1e9)
-    except (ValueError, OverflowError, OSError):
-        return "?"
-
-
-def _owner(entry: wire.Entry) -> str:
-    return f"{entry.uid}:{entry.gid}" if entry.uid >= 0 else "-"
-
-
-def _entry_document(entry: wire.Entry, path: bytes) -> dict[str, object]:
-    return {
-        "name": os.fsdecode(entry.path or path.rpartition(b"/")[2]),
-        "type": entry.kind,
-        "mode": f"{entry.mode:04o}",
-        "size": entry.size,
-        "uid": entry.uid if entry.uid >= 0 else None,
-        "gid": entry.gid if entry.gid >= 0 else None,
-        "mtime": entry.mtime / 1e9,
-        "target": os.fsdecode(entry.target) if entry.kind == "symlink" else None,
-    }
-
-
-def _shown(name: bytes) -> str:
-    return printable(os.fsdecode(name))
 
 
 # --- extract ----------------------------------------------------------------------------------------
@@ -280,7 +198,7 @@ def _refuse_taken(directory: str, name: bytes) -> None:
 
 
 def _problem_lines(done: Extracted) -> tuple[str, ...]:
-    shown = tuple(f"{_shown(path) or 'the whole'}: {reason}" for path, reason in done.problems[:20])
+    shown = tuple(f"{printable(os.fsdecode(path)) or 'the whole'}: {reason}" for path, reason in done.problems[:20])
     more = done.failed - len(shown)
     return (*shown, f"and {more} more that could not be extracted") if more > 0 else shown
 

@@ -90,23 +90,14 @@ def _render(answer: Answer, as_json: bool) -> None:
     if as_json and answer.document is None:
         pass  # it was printed when the operation became ready
     elif as_json:
-        sys.stdout.write(json.dumps(_decodable(answer.document), ensure_ascii=False) + "\n")
+        from graincopy.app.answer import decodable
+
+        sys.stdout.write(json.dumps(decodable(answer.document), ensure_ascii=False) + "\n")
     else:
         sys.stdout.writelines(f"{printable(line)}\n" for line in answer.lines)
     for warning in answer.warnings:
         sys.stderr.write(f"warning: {printable(warning)}\n")
     sys.stdout.flush()
-
-
-def _decodable(value: Any) -> Any:
-    """Undecodable bytes of paths as ``\\xNN``, in every string of the document."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    if isinstance(value, dict):
-        return {_decodable(key): _decodable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_decodable(item) for item in value]
-    return value
 
 
 def _complain(failure: GraincopyError) -> int:
