@@ -45,7 +45,10 @@ class VolumeLab(ABC):
 
     name: str
     block: int = 4096  # bytes; what collapse, insert, reflink and direct writes must be aligned to
+    unit: int = 1  # bytes; the storage rounds the size of a disk up to a multiple of it
     powers: frozenset[str] = frozenset()
+    fixed_size: bool = False  # a write beyond the end of a disk does not make it longer
+    size_unit: int = 1  # bytes; what sizes of disks are multiples of
     patience: float = 5.0  # seconds in which what was deleted is really gone (the kernel detaches late)
 
     def __init__(self) -> None:
@@ -99,6 +102,10 @@ class VolumeLab(ABC):
         return found[0].allocated
 
     # --- disks ------------------------------------------------------------------------------------
+
+    def whole(self, size: int) -> int:
+        """``size`` rounded up to one that a disk can have."""
+        return -(-size // self.size_unit) * self.size_unit
 
     @abstractmethod
     def make(self, size: int, volume: int = 0, compressed: bool = False) -> Claim:
@@ -181,6 +188,11 @@ class VolumeLab(ABC):
         driver = self.driver()
         while self.taken:
             driver.delete(self.taken.pop())
+
+    def make_room(self) -> None:
+        """Delete every target where one S has only few at once, so that the next one can be taken."""
+        if self.driver().capabilities().live_targets:
+            self.reset_targets()
 
     def reset(self) -> None:
         """Delete every target, and every disk (that part is the subclass's)."""

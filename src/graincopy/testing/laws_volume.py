@@ -149,15 +149,20 @@ def one_instant(lab: VolumeLab) -> None:
     writer = threading.Thread(target=count)
     writer.start()
     try:
-        shots = [lab.snapshot([first.claim, second.claim]) for _ in range(4)]
+        shots = [_shown_now(lab, first, second) for _ in range(4)]
     finally:
         stop.set()
         writer.join()
-    for targets in shots:
-        ahead, behind = (
-            int.from_bytes(look(lab, targets[disk.claim.volume], disk.claim)[0][:8], "big") for disk in (first, second)
-        )
+    for ahead, behind in shots:
         require(behind <= ahead <= behind + 1, f"written in order, seen as {ahead} and then {behind}")
+
+
+def _shown_now(lab: VolumeLab, *disks: Disk) -> tuple[int, ...]:
+    """The number at the beginning of each disk, as one snapshot shows it."""
+    targets = lab.snapshot([disk.claim for disk in disks])
+    shown = tuple(int.from_bytes(look(lab, targets[disk.claim.volume], disk.claim)[0][:8], "big") for disk in disks)
+    lab.make_room()
+    return shown
 
 
 # --- 12 resize, recreate, rename --------------------------------------------------------------------
