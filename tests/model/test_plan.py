@@ -63,10 +63,14 @@ def test_without_a_forecast_the_file_systems_are_listed_and_the_window_is_not_pr
 
 
 def test_two_volumes_that_nothing_holds_together_are_per_file() -> None:
-    assert two_volumes(freeze=FreezeForecast(mounts=("/ds1",))).instant == "per file"
+    assert two_volumes(freeze=FreezeForecast(mounts=("/ds3",))).instant == "per file"
+    assert two_volumes(freeze=FreezeForecast(mounts=("/ds1",))).instant == "one"  # one moves alone
     group = {"reflink": VolumeCapabilities(group_instant=True)}
     claims = [claim("a"), claim("b", volume=SECOND)]
     volumes = {VOLUME: volume(), SECOND: volume(id=SECOND)}
+    assert plan_backup(workload("a", "b"), claims, volumes, LINEAGES, POWERS).instant == "per file"
+    assert plan_backup(workload("a", "b"), claims, volumes, LINEAGES, group).instant == "per file"
+    claims = [claim("a", group="array"), claim("b", volume=SECOND, group="array")]
     assert plan_backup(workload("a", "b"), claims, volumes, LINEAGES, POWERS).instant == "per file"
     assert plan_backup(workload("a", "b"), claims, volumes, LINEAGES, group).instant == "one"
 

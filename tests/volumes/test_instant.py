@@ -13,11 +13,12 @@ from instants import CLOCK, everything_below, frozen, image_of, run_id, tag
 
 from graincopy.core.errors import FreezeBroken, FreezeRefused, FreezeTooLong, FrozenElsewhere, SnapshotFailed
 from graincopy.core.ids import VolumeId
+from graincopy.model.instant import instant_of
 from graincopy.model.snapshot import Target
 from graincopy.model.volume import Claim
 from graincopy.volumes.base import PreparedGroup
 from graincopy.volumes.freeze_plan import FreezeLimits
-from graincopy.volumes.instant import STEPS, Instant, WindowTerms, instant_of, take_instant
+from graincopy.volumes.instant import STEPS, Instant, WindowTerms, take_instant
 from graincopy.volumes.places import MemoryPlaces
 from graincopy.volumes.reflink import ReflinkDriver
 
@@ -209,11 +210,13 @@ def _with_syncs_that_return(driver: ReflinkDriver, luns: Sequence[lab.Lun]) -> N
 
 def test_one_instant_or_one_per_file() -> None:
     def claim(volume: str, mount: str | None = None) -> Claim:
-        return Claim(path="/p", driver="reflink", volume=VolumeId(volume), why="", mount=mount)
+        return Claim(path="/p", driver="reflink", volume=VolumeId(volume), why="", inner_path=mount, mount=mount)
 
     assert instant_of([claim("a"), claim("a")]) == "one"
     assert instant_of([claim("a"), claim("b")]) == "per file"
     assert instant_of([claim("a"), claim("b")], paused=True) == "one"
     assert instant_of([claim("a", "/a"), claim("b", "/b")], ["/a", "/b"]) == "one"
-    assert instant_of([claim("a", "/a"), claim("b", "/b")], ["/a"]) == "per file"
-    assert instant_of([claim("a", "/a"), claim("b")], ["/a"]) == "per file"
+    assert instant_of([claim("a", "/a"), claim("b", "/b")], ["/a"]) == "one"  # b moves alone
+    assert instant_of([claim("a", "/a"), claim("b")], ["/a"]) == "one"
+    assert instant_of([claim("a", "/a"), claim("b"), claim("c")], ["/a"]) == "per file"
+    assert instant_of([claim("a", "/a"), claim("b", "/b"), claim("c")], ["/a"]) == "per file"

@@ -8,6 +8,7 @@ import msgspec
 
 from graincopy.core.ids import PointId, VolumeId
 from graincopy.model.audit import AuditAmount
+from graincopy.model.instant import instant_of
 from graincopy.model.lineage import Compare, First, Incremental, Lineage
 from graincopy.model.plan import (
     BackupDisk,
@@ -93,7 +94,7 @@ def plan_backup(
         volumes=planned,
         freeze_mounts=freeze.mounts,
         predicted_ms=freeze.predicted_ms,
-        instant=_instant(places, freeze),
+        instant=_instant(places, freeze, workload.paused),
         keep_checkpoint=kept,
         steps=_backup_steps(places, planned, freeze, audit, kept),
         notes=workload.notes,
@@ -174,18 +175,11 @@ def _unpredicted(places: Sequence[_Place]) -> FreezeForecast:
     return FreezeForecast(mounts=tuple(mounts))
 
 
-def _instant(places: Sequence[_Place], freeze: FreezeForecast) -> str:
-    """ "one" when all disks show one common instant, else "per file".
-
-    One volume is one instant; several are when one driver snapshots them as a group, or when the file systems of all
-    disks are frozen from before the first snapshot until after the last.
-    """
-    if len({place.volume.id for place in places}) <= 1:
-        return "one"
-    drivers = {place.volume.driver for place in places}
-    together = len(drivers) == 1 and all(place.capabilities.group_instant for place in places)
-    frozen = all(not place.claim.identity and place.claim.mount in freeze.mounts for place in places)
-    return "one" if together or frozen else "per file"
+def _instant(places: Sequence[_Place], freeze: FreezeForecast, paused: bool) -> str:
+    """What the restore point is going to say."""
+    running = [place for place in places if place.capabilities.snapshots and not place.claim.still]
+    together = {place.claim.driver for place in running if place.capabilities.group_instant}
+    return instant_of([place.claim for place in running], freeze.mounts, paused=paused, together=together)
 
 
 def _volumes(places: Sequence[_Place]) -> tuple[PlannedVolume, ...]:

@@ -6,17 +6,17 @@ frozen. Whatever goes wrong: first the thaw, then the targets are deleted, then 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import msgspec
 
 from graincopy.core.clock import Clock
 from graincopy.core.errors import GraincopyError
 from graincopy.core.ids import VolumeId
 from graincopy.model.snapshot import Target, TargetTag
-from graincopy.model.volume import Claim, SourceVolume
+from graincopy.model.volume import SourceVolume
 from graincopy.volumes.base import PreparedGroup, VolumeDriver
 from graincopy.volumes.freeze import FreezeGuard
 from graincopy.volumes.freeze_plan import (
@@ -38,24 +38,31 @@ Quiesce = Callable[[], AbstractContextManager[object]]
 STEPS = ("prepared", "frozen", "snapshotted", "thawed", "settled")
 
 
-@dataclass(frozen=True, slots=True)
-class Instant:
+class Instant(msgspec.Struct, frozen=True):
     """What was taken: a target for each (driver name, volume), and how the window was; None when nothing was frozen."""
 
     targets: Mapping[tuple[str, VolumeId], Target]
     freeze: FreezeReport | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class WindowTerms:
+class WindowTerms(msgspec.Struct, frozen=True):
     """What the window is held to. ``precious``: what → path of things that must not lie on a frozen file system."""
 
-    limits: FreezeLimits = field(default_factory=FreezeLimits)
-    precious: Mapping[str, str] = field(default_factory=dict)
+    limits: FreezeLimits = msgspec.field(default_factory=FreezeLimits)
+    precious: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Decided:
+class Revision(msgspec.Struct, frozen=True):
+    """What turned out when the workload stood still: volumes that are gone, and volumes that came. By driver name."""
+
+    gone: frozenset[tuple[str, VolumeId]] = frozenset()
+    came: tuple[Group, ...] = ()
+
+
+Revise = Callable[[], Revision]
+
+
+class _Decided(msgspec.Struct, frozen=True):
     plan: FreezePlan
     predicted_ms: float
     warnings: tuple[str, ...]
@@ -69,11 +76,13 @@ def take_instant(
     clock: Clock,
     terms: WindowTerms | None = None,
     quiesce: Quiesce = nullcontext,
+    revise: Revise = Revision,
     step: Callable[[str], None] = lambda name: None,
 ) -> Instant:
     """Targets of all volumes of all ``groups`` at one instant, settled, with ``freeze_mounts`` frozen around it.
 
     ``quiesce`` is entered when everything is prepared and left as soon as all is thawed: the workload's own part.
+    ``revise`` is asked right after that, before anything is frozen; volumes that came must not need the freeze.
     ``step`` is told each of :data:`STEPS` when it is reached. Raises FreezeRefused before any effect, FreezeTooLong
     before anything is frozen; what the drivers raise; FrozenElsewhere, FreezeBroken. Then nothing is frozen, and no
     target is left that could be deleted; a deletion that failed is added to the error as a note.
@@ -81,15 +90,22 @@ def take_instant(
     terms = terms or WindowTerms()
     plan, sources = _plan(groups, freeze_mounts, terms)
     prepared: Prepared = []
+
+    @contextmanager
+    def standing() -> Iterator[None]:
+        with quiesce():
+            _revise(prepared, revise(), tag)
+            yield
+
     try:
         for driver, volumes in groups:
             prepared.append((driver, driver.prepare(volumes, tag)))
         step("prepared")
         if plan.waves:
             decided = _predict(plan, prepared, sources, terms.limits)
-            taken, report = _take_frozen(prepared, decided, terms.limits.deadline_s, clock, quiesce, step)
+            taken, report = _take_frozen(prepared, decided, terms.limits.deadline_s, clock, standing, step)
         else:
-            taken, report = _take_running(prepared, quiesce, step), None
+            taken, report = _take_running(prepared, standing, step), None
         step("thawed")
         settled = [driver.settle(targets) for (driver, _), targets in zip(prepared, taken, strict=True)]
         step("settled")
@@ -97,6 +113,19 @@ def take_instant(
         _discard(prepared, error)
         raise
     return Instant({(one.driver, one.volume): one for targets in settled for one in targets}, report)
+
+
+def _revise(prepared: Prepared, revision: Revision, tag: TargetTag) -> None:
+    """Take the targets of volumes that are gone out of ``prepared``, and put those in that came."""
+    for at, (driver, group) in enumerate(prepared):
+        gone = tuple(target for target in group.targets if (driver.name, target.volume) in revision.gone)
+        for target in gone:
+            driver.delete(target)
+        if gone:
+            left = tuple(target for target in group.targets if target not in gone)
+            prepared[at] = (driver, msgspec.structs.replace(group, targets=left))
+    for driver, volumes in revision.came:
+        prepared.append((driver, driver.prepare(volumes, tag)))
 
 
 def _plan(
@@ -141,7 +170,7 @@ def _take_frozen(
             taken = _snapshot_all(pool, prepared)
             step("snapshotted")
     assert window.report is not None
-    return taken, replace(window.report, predicted_ms=decided.predicted_ms, warnings=decided.warnings)
+    return taken, msgspec.structs.replace(window.report, predicted_ms=decided.predicted_ms, warnings=decided.warnings)
 
 
 def _take_running(prepared: Prepared, quiesce: Quiesce, step: Callable[[str], None]) -> list[tuple[Target, ...]]:
@@ -165,16 +194,3 @@ def _discard(prepared: Prepared, error: BaseException) -> None:
                 driver.delete(target)
             except (GraincopyError, OSError) as problem:
                 error.add_note(f"target {target.id} could not be deleted: {problem}")
-
-
-def instant_of(
-    claims: Sequence[Claim], frozen_mounts: Collection[str] = (), *, paused: bool = False
-) -> Literal["one", "per file"]:
-    """Whether targets of ``claims`` show one instant, or each file its own.
-
-    One when the workload is paused or quiesced, when a single volume holds everything, or when every file lies in a
-    file system that is frozen around the clones.
-    """
-    one_volume = len({(claim.driver, claim.volume) for claim in claims}) <= 1
-    all_frozen = all(claim.mount is not None and claim.mount in frozen_mounts for claim in claims)
-    return "one" if paused or one_volume or all_frozen else "per file"

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from msgspec.structs import replace
 
-from graincopy.core.errors import TargetLost, VolumeUnsupported
+from graincopy.core.errors import TargetLost, Unsupported, VolumeUnsupported
 from graincopy.core.ids import VolumeId
 from graincopy.core.placement import Placement
 from graincopy.model.change_map import Changed, ChangeMap, Unknown
@@ -64,7 +64,7 @@ class ReflinkDriver(VolumeDriver):
 
     def capabilities(self) -> VolumeCapabilities:
         """``group_instant`` is False: it holds for LUNs frozen around the clones, not for files cloned in place while
-        they are written (:func:`graincopy.volumes.instant.instant_of`). ``exact`` is False: compressed extents and
+        they are written (:func:`graincopy.model.instant.instant_of`). ``exact`` is False: compressed extents and
         preallocations are called changed when nothing in them is."""
         return VolumeCapabilities(change_map=True, checkpoints=True, block_device=True, freeze="outside")
 
@@ -198,26 +198,18 @@ class ReflinkDriver(VolumeDriver):
         with FdImage(fd, record.size, lambda: identity_placement(fd, record.size)) as image:
             yield image
 
+    def open_folder(self, target: Target, claim: Claim) -> AbstractContextManager[int]:
+        if claim.inner_path is None:
+            raise Unsupported(driver=self.name, power="show folders of a file that is cloned by itself")
+        return self._attachments.open_folder(target, claim)
+
     def changed(self, base: Target, now: Target) -> ChangeMap:
         """Positions are compared, so the answer is right for any two clones of one file system that both still exist.
 
         Sound as long as the base keeps its blocks to itself from the first to the last look at it: it is read before
         and after the other one, and must not have moved (defragmentation and Btrfs balance do move blocks).
         """
-        new_fd, new = open_taken(now)
-        try:
-            try:
-                old_fd, old = open_taken(base)
-            except TargetLost as lost:
-                return Unknown(f"the checkpoint is gone ({lost.facts['reason']})")
-            try:
-                return _unlike(old, new) or _compare(old_fd, old.size, new_fd, new.size)
-            finally:
-                os.close(old_fd)
-        except OSError as error:
-            return Unknown(f"the extents cannot be read ({error.strerror})")
-        finally:
-            os.close(new_fd)
+        return changed_between(base, now, open_taken)
 
     # --- stage 9: what stays ----------------------------------------------------------------------
 
@@ -281,6 +273,27 @@ def _may_make_targets(source: str) -> Broken | None:
 
 
 # --- the change map ---------------------------------------------------------------------------------
+
+
+def changed_between(base: Target, now: Target, opened: Callable[[Target], tuple[int, Record]]) -> ChangeMap:
+    """What differs between two targets that ``opened`` opens: files whose bytes never change, on one file system.
+
+    Raises TargetLost when the newer one is gone.
+    """
+    new_fd, new = opened(now)
+    try:
+        try:
+            old_fd, old = opened(base)
+        except TargetLost as lost:
+            return Unknown(f"the checkpoint is gone ({lost.facts['reason']})")
+        try:
+            return _unlike(old, new) or _compare(old_fd, old.size, new_fd, new.size)
+        finally:
+            os.close(old_fd)
+    except OSError as error:
+        return Unknown(f"the extents cannot be read ({error.strerror})")
+    finally:
+        os.close(new_fd)
 
 
 def _unlike(base: Record, now: Record) -> Unknown | None:

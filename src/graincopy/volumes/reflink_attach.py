@@ -1,4 +1,4 @@
-"""File systems on targets of the reflink driver, attached once however many of their files are open (stage 7).
+"""File systems on targets that are files, attached once however many of their own files are open (stage 7).
 
 One that was not frozen cleanly is replayed on a throw-away clone of T, which has no name and is gone with its last
 user. There metadata lies elsewhere than T's change map knows (with data=journal even file content does), so nothing
@@ -8,13 +8,14 @@ in it is tied to volume offsets: all of it is opaque, and is compared.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import Lock
 
+import msgspec
 import numpy as np
 
+from graincopy.core.errors import AttachFailed
 from graincopy.core.placement import Placement, State
 from graincopy.model.snapshot import Target
 from graincopy.model.volume import Claim
@@ -23,21 +24,26 @@ from graincopy.volumes.attach import AttachedFileSystem, attach, replay, unclean
 from graincopy.volumes.base import FileImage
 from graincopy.volumes.image import FdImage
 from graincopy.volumes.reflink_clone import failures, open_taken
+from graincopy.volumes.reflink_store import Record
 
 _Key = tuple[str, str, int, int]
+Opened = Callable[[Target], tuple[int, Record]]  # a completed target, open for reading. Raises TargetLost
 
 
-@dataclass(slots=True)
-class _Attachment:
+class _Attachment(msgspec.Struct):
     file_system: AttachedFileSystem
     replayed: bool
     users: int = 0
 
 
 class Attachments:
-    """The attached file systems of one driver object. Safe to use from several threads."""
+    """The attached file systems of one driver object. Safe to use from several threads.
 
-    def __init__(self) -> None:
+    Beside the path that is a target's id a nameless clone of it can be made.
+    """
+
+    def __init__(self, opened: Opened = open_taken) -> None:
+        self._opened = opened
         self._attached: dict[_Key, _Attachment] = {}
         self._lock = Lock()
 
@@ -53,12 +59,23 @@ class Attachments:
                 image.close()
 
     @contextmanager
+    def open_folder(self, target: Target, claim: Claim) -> Iterator[int]:
+        """The folder of ``claim`` in ``target``. Raises TargetLost, AttachFailed, SourceChanged, TargetNoSpace."""
+        assert claim.inner_path is not None
+        with self._use(target, claim) as attachment:
+            fd = attachment.file_system.open_folder(claim.inner_path, claim.path)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    @contextmanager
     def _use(self, target: Target, claim: Claim) -> Iterator[_Attachment]:
         key = (target.id, claim.fs_type or "", claim.fs_offset, claim.fs_size)
         with self._lock:
             attachment = self._attached.get(key)
             if attachment is None:
-                attachment = self._attached[key] = _attach(target, key)
+                attachment = self._attached[key] = _attach(target, key, self._opened)
             attachment.users += 1
         try:
             yield attachment
@@ -70,10 +87,11 @@ class Attachments:
                     attachment.file_system.close()
 
 
-def _attach(target: Target, key: _Key) -> _Attachment:
-    path, fs_type, offset, size = key
-    fd, _ = open_taken(target)
+def _attach(target: Target, key: _Key, opened: Opened) -> _Attachment:
+    _, fs_type, offset, size = key
+    fd, _ = opened(target)
     try:
+        path = f"/proc/self/fd/{fd}"
         if unclean(path, fs_type, offset) is None:
             return _Attachment(attach(path, fs_type, offset, size), replayed=False)
         throw_away = _throw_away(target, fd)
@@ -83,6 +101,8 @@ def _attach(target: Target, key: _Key) -> _Attachment:
             return _Attachment(attach(name, fs_type, offset, size), replayed=True)
         finally:
             os.close(throw_away)  # the loop device keeps it
+    except AttachFailed as failure:
+        raise AttachFailed(volume=target.volume, reason=failure.facts["reason"]) from failure
     finally:
         os.close(fd)
 
