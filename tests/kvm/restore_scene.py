@@ -1,0 +1,130 @@
+"""A repository, the command line, and machines of the guest lab that come back under other names."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vm_lab import PATIENCE, GuestLab, wait
+
+from graincopy.testing import crash
+
+
+@dataclass
+class Scene:
+    """Where graincopy works: ``folder`` holds its repository, state and cache."""
+
+    lab: GuestLab
+    folder: str
+    first: str = ""  # a restore point that tests come back to
+
+    def __post_init__(self) -> None:
+        self.repo = os.path.join(self.folder, "repo")
+        self.state = os.path.join(self.folder, "state")
+        self.config = os.path.join(self.folder, "config.toml")
+        with open(self.config, "w") as file:
+            file.write(f'repo = "{self.repo}"\n[vm]\nuri = "{self.lab.uri}"\n[paths]\nstate = "{self.state}"\n')
+            file.write(f'cache = "{self.folder}/cache"\n')
+        self.run("init", "--no-encryption")
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "graincopy", "--config", self.config, *arguments]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**os.environ}
+
+    def run(self, *arguments: str, code: int = 0) -> Any:
+        """The JSON document of a command that has to end with ``code``; of one that fails, what it says."""
+        done = subprocess.run(
+            self.command(*arguments, "--json"),
+            capture_output=True,
+            text=True,
+            timeout=4 * PATIENCE,
+            check=False,
+            env=self.environ,
+        )
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stderr}\n{done.stdout[:3000]}"
+        return json.loads(done.stdout) if done.stdout.strip() else done.stderr
+
+    def killed(self, step: str, *arguments: str) -> None:
+        """Run a command and kill it -9 at a crash point."""
+        line = list(crash.command(["--config", self.config, *arguments], crash.CrashPoint.parse(step)))
+        done = subprocess.run(line, capture_output=True, text=True, timeout=4 * PATIENCE, check=False)
+        assert done.returncode == -9, f"{step}: {done.returncode}\n{done.stderr}"
+
+    @contextlib.contextmanager
+    def running(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """The same, going on beside the test, and killed at the end of the block."""
+        with (
+            open(os.path.join(self.folder, "said"), "wb") as said,
+            subprocess.Popen(
+                self.command(*arguments, "--json"), stdout=said, stderr=said, env=self.environ, stdin=subprocess.DEVNULL
+            ) as process,
+        ):
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def said(self) -> str:
+        """What the command beside the test has said."""
+        with open(os.path.join(self.folder, "said"), errors="replace") as file:
+            return file.read()
+
+    # --- machines ------------------------------------------------------------------------------------
+
+    def names(self) -> set[str]:
+        """Of all domains that libvirt knows."""
+        return {domain.name() for domain in self.lab.connection().listAllDomains()}
+
+    def xml(self, name: str, *, inactive: bool = False) -> str:
+        return str(self.lab.connection().lookupByName(name).XMLDesc(2 if inactive else 0))
+
+    def domain_state(self, name: str) -> int:
+        return int(self.lab.connection().lookupByName(name).state()[0])
+
+    def ask(self, name: str, command: str) -> tuple[int, str]:
+        """A shell command in the guest of the domain ``name``, whose control channel libvirt has placed."""
+        found = re.findall(r"<source mode='bind' path='([^']*graincopy\.control)'", self.xml(name))
+        path = (
+            found[0]
+            .replace("/var/lib/libvirt", f"{self.lab.folder}/lib")
+            .replace("/run/libvirt", f"{self.lab.folder}/run")
+        )
+        with socket.socket(socket.AF_UNIX) as talk:
+            talk.settimeout(PATIENCE)
+            folder = os.open(os.path.dirname(path), os.O_PATH)
+            try:
+                talk.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+            finally:
+                os.close(folder)
+            talk.sendall(command.encode() + b"\n")
+            said = b""
+            while not said.endswith(b"\n"):
+                more = talk.recv(4096)
+                assert more, f"the guest closed its control channel after {said!r}"
+                said += more
+        status, _, text = said.decode().strip().partition(" ")
+        return int(status), text
+
+    def forget(self, name: str) -> None:
+        """Pull the plug of a domain, and undefine it."""
+        import libvirt
+
+        with contextlib.suppress(libvirt.libvirtError):
+            domain = self.lab.connection().lookupByName(name)
+            with contextlib.suppress(libvirt.libvirtError):
+                domain.destroy()
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+
+    def wait_names(self, gone: str) -> None:
+        wait(lambda: gone not in " ".join(self.names()), f"{gone} does not go")
