@@ -7,17 +7,17 @@ answer is :class:`Compare`: reading more is slow, a wrong "clean" loses data.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from graincopy.core.ids import RepositoryId, WorkloadId
+import msgspec
+
+from graincopy.core.ids import DiskId, RepositoryId, WorkloadId
 from graincopy.model.restore_point import DiskRecord, RestorePoint, order_key
 from graincopy.model.snapshot import CheckpointDisk, Role, Target
 from graincopy.model.volume import Claim, SourceVolume
 from graincopy.model.workload import WorkloadFile
 
 
-@dataclass(frozen=True, slots=True)
-class Incremental:
+class Incremental(msgspec.Struct, frozen=True):
     """The driver can be asked what changed since ``checkpoint``, which shows the disk as ``point`` stored it."""
 
     point: RestorePoint
@@ -25,8 +25,7 @@ class Incremental:
     checkpoint: Target
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(msgspec.Struct, frozen=True):
     """``point`` is the parent, but nobody can tell what changed since; every allocated grain is read and compared."""
 
     point: RestorePoint
@@ -34,8 +33,7 @@ class Compare:
     reason: str  # one clause
 
 
-@dataclass(frozen=True, slots=True)
-class First:
+class First(msgspec.Struct, frozen=True):
     """Nothing to build on; every allocated grain is read."""
 
     reason: str  # one clause
@@ -44,15 +42,13 @@ class First:
 Lineage = Incremental | Compare | First
 
 
-@dataclass(frozen=True, slots=True)
-class Deletion:
+class Deletion(msgspec.Struct, frozen=True):
     """An old checkpoint of which every disk is served by the newer one."""
 
     target: Target
 
 
-@dataclass(frozen=True, slots=True)
-class Retag:
+class Retag(msgspec.Struct, frozen=True):
     """An old checkpoint that goes on serving ``disks_left`` only."""
 
     target: Target
@@ -68,14 +64,16 @@ def choose_base(
     checkpoints: Sequence[Target],
     repository: RepositoryId,
     changes: bool = True,
+    history: Sequence[tuple[RestorePoint, DiskRecord]] | None = None,
 ) -> Lineage:
     """What the next restore point of ``file`` builds on.
 
     ``points`` are those that can be read in the one repository ``repository``; ``volume`` and ``claim`` say where the
     file lies now; ``checkpoints`` are the targets that exist now, of any role and repository; ``changes`` tells whether
-    the volume's driver has a change map at all.
+    the volume's driver has a change map at all. ``history`` is what :func:`histories` says of the file, where many are
+    asked about.
     """
-    found = _history(points, workload, file)
+    found = histories(points, workload).get(file.disk, []) if history is None else history
     if not found:
         return First("first backup")
     alike = [
@@ -111,17 +109,19 @@ def superseded(checkpoints: Iterable[Target], newer: Target, repository: Reposit
     return tuple(decided)
 
 
-def _history(
-    points: Sequence[RestorePoint], workload: WorkloadId, file: WorkloadFile
-) -> list[tuple[RestorePoint, DiskRecord]]:
-    """Complete points that hold this disk, newest first (sorted here: a wrong order would be a wrong base)."""
+def histories(
+    points: Sequence[RestorePoint], workload: WorkloadId
+) -> dict[DiskId, list[tuple[RestorePoint, DiskRecord]]]:
+    """For each disk of ``workload`` the complete points that hold it, newest first.
+
+    They are sorted here: a wrong order would be a wrong base.
+    """
     mine = (point for point in points if point.workload == workload and not point.incomplete)
-    return [
-        (point, record)
-        for point in sorted(mine, key=order_key, reverse=True)
-        for record in point.disks
-        if record.id == file.disk
-    ]
+    found: dict[DiskId, list[tuple[RestorePoint, DiskRecord]]] = {}
+    for point in sorted(mine, key=order_key, reverse=True):
+        for record in point.disks:
+            found.setdefault(record.id, []).append((point, record))
+    return found
 
 
 def _misplaced(record: DiskRecord, file: WorkloadFile, volume: SourceVolume, claim: Claim) -> str | None:
@@ -154,7 +154,7 @@ def _base(
     if not named:
         return Compare(point, record, "the checkpoint was deleted")
     target = named[0]
-    reason = _unfit(target, CheckpointDisk(workload=point.workload, disk=record.id), volume, repository)
+    reason = _unfit(target, CheckpointDisk(workload=point.workload, disk=record.tag_disk), volume, repository)
     return target if reason is None else Compare(point, record, reason)
 
 

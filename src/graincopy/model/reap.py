@@ -11,15 +11,15 @@ In doubt a target stays, and ``report`` says that somebody has to look.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.ids import DiskId, RepositoryId, WorkloadId
 from graincopy.model.restore_point import RestorePoint, RestoreState, order_key
 from graincopy.model.snapshot import Owner, Role, Target
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(msgspec.Struct, frozen=True):
     """The target stays. ``report``: graincopy cannot tell whether it is still needed."""
 
     target: Target
@@ -27,16 +27,14 @@ class Keep:
     report: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(msgspec.Struct, frozen=True):
     """Nobody needs the target any more."""
 
     target: Target
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Promote:
+class Promote(msgspec.Struct, frozen=True):
     """The target's run died between publishing its point and making this the checkpoint that the point names."""
 
     target: Target
@@ -46,8 +44,7 @@ class Promote:
 Decision = Keep | Delete | Promote
 
 
-@dataclass(frozen=True, slots=True)
-class ReapLimits:
+class ReapLimits(msgspec.Struct, frozen=True):
     """When what is finished goes; what is in progress never does. Ages in seconds of wall clock, which are hints."""
 
     undo_max_age: float | None = None  # None: as each restore record says
@@ -55,8 +52,10 @@ class ReapLimits:
     crowded: frozenset[str] = frozenset()  # ids of targets on storage that is fuller than the configuration allows
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
+USUAL = ReapLimits()
+
+
+class Situation(msgspec.Struct, frozen=True):
     """What is known while deciding. A repository that is in neither mapping cannot be read now."""
 
     points: Mapping[RepositoryId, Sequence[RestorePoint]]
@@ -74,7 +73,7 @@ def decide(
     alive: Callable[[Owner], bool | None],
     now: float,
     own_repository: RepositoryId | None,
-    limits: ReapLimits = ReapLimits(),
+    limits: ReapLimits = USUAL,
 ) -> tuple[Decision, ...]:
     """One decision for each target, in order.
 
@@ -171,7 +170,7 @@ def newest_checkpoints(
     newest: dict[tuple[WorkloadId, DiskId], tuple[str, str | None]] = {}
     for point in sorted(points, key=order_key):
         if not point.incomplete:
-            newest.update({(point.workload, disk.id): (disk.driver, disk.checkpoint) for disk in point.disks})
+            newest.update({(point.workload, disk.tag_disk): (disk.driver, disk.checkpoint) for disk in point.disks})
     return newest
 
 

@@ -50,6 +50,12 @@ class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
     read_bytes: int = 0
     audit_bytes: int = 0
     stored_bytes: int = 0
+    tree_disk: DiskId | None = None  # as in WorkloadFile
+
+    @property
+    def tag_disk(self) -> DiskId:
+        """What stands for this disk in the tags of targets."""
+        return self.tree_disk or self.id
 
 
 class RestorePoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +78,7 @@ class RestorePoint(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float = 0.0
     metadata_bytes: int = 0
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was left out, and why
     incomplete: bool = False  # made with --allow-partial: never a base, never counts for retention
     missing: dict[str, list[tuple[int, int]]] = {}  # disk name → byte ranges that could not be read
 
@@ -112,6 +119,23 @@ class RestoreRecord(msgspec.Struct, frozen=True, kw_only=True):
     opened: float
     expires: float  # wall clock, a hint
     disks: tuple[RestoreDisk, ...]
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One trial restore: a machine of a restore point was started from a throw-away copy. Sizes and times of then."""
+
+    id: PointId  # of the run that held it
+    point: PointId
+    machine: str  # name of the virtual machine
+    time: float  # wall clock of its start
+    duration_s: float  # until the sign of life, or until it was given up
+    sign: str  # what was waited for: "agent" or "console:TEXT"
+    alive: bool
+    reason: str = ""  # why it counts as dead
+    console: str = ""  # the last that the guest said on its serial port
+    picture: bytes = b""  # PNG of its screen; empty without one
+    hostname: str = ""
+    version: str = ""  # of graincopy
 
 
 class RestoreState(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from graincopy.core.ids import VolumeId
+from graincopy.model.workload import Representation
 
 
 class VolumeCapabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +40,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     fs_size: int = 0
     mount: str | None = None
     size: int | None = None  # bytes of the file now, where that can be told
+    representation: Representation = Representation.FILE  # whose bytes an image opened with this claim shows
+    format: str = "raw"  # through which they are seen
+    group: str = ""  # claims of one driver with the same one are snapshotted at one instant
+    still: bool = False  # S itself is read, writers held off: no target of it outlives a write
 
     @property
     def identity(self) -> bool:

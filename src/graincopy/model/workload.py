@@ -43,6 +43,21 @@ class WorkloadFile(msgspec.Struct, frozen=True, kw_only=True):
     format: str = "raw"  # as stated by the workload's definition; never probed
     representation: Representation = Representation.FILE
     metadata: FileMetadata = FileMetadata()
+    tree: str = ""  # path of the Tree that it was found in; empty: it was named itself
+    tree_disk: DiskId | None = None  # stands for all files of one tree on one volume in the tags of targets
+
+    @property
+    def tag_disk(self) -> DiskId:
+        """What stands for this disk in the tags of targets."""
+        return self.tree_disk or self.disk
+
+
+class Tree(msgspec.Struct, frozen=True, kw_only=True):
+    """A directory that is backed up with everything in it. ``path`` is absolute and real."""
+
+    path: str
+    name: str  # the folder that ``restore --to`` makes of it; unique in the workload
+    exclude: tuple[str, ...] = ()  # patterns of paths below it (fnmatch, * also over /) that are left out
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +69,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[WorkloadFile, ...]
     definitions: dict[str, bytes] = {}  # VM XML and the like, by name
     notes: tuple[str, ...] = ()  # what was left out, and why
+    trees: tuple[Tree, ...] = ()  # their files are in ``files``, and are listed anew at the instant
+    one_instant: bool = False  # useless unless all files show one instant, or its writers stand still
+    paused: bool = False  # its writers stand still while it is quiesced
 
 
 class SourceCapabilities(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,15 @@ class AttachedFileSystem:
         size, offset = found.st_size, self.fs_offset
         return FdImage(fd, size, lambda: fiemap.read_placement(fd, size).shift(offset))
 
+    def open_folder(self, inner_path: str, path: str | None = None) -> int:
+        """Descriptor of the folder at ``inner_path``, as :meth:`open_file` finds files. Raises as that does."""
+        name = inner_path if path is None else path
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        try:
+            return open_beneath(self._mount_fd, inner_path.strip("/") or ".", flags)
+        except OSError as error:
+            raise _not_opened(name, error) from error
+
     def close(self) -> None:
         """Let the mount go; may be repeated."""
         fd, self._mount_fd = self._mount_fd, -1

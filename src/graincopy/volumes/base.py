@@ -25,10 +25,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import msgspec
+
 from graincopy.core.errors import Unsupported
+from graincopy.core.extent import Extents
 from graincopy.core.ids import VolumeId
 from graincopy.core.placement import Placement
 from graincopy.model.change_map import ChangeMap
@@ -98,8 +100,7 @@ class FileSink(Readable, Protocol):
         """Let the file go; may be repeated."""
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedGroup:
+class PreparedGroup(msgspec.Struct, frozen=True):
     """Tagged, still empty targets of one driver, and whatever it needs at the instant (``handle``)."""
 
     targets: tuple[Target, ...]
@@ -119,6 +120,13 @@ class VolumeDriver(ABC):
     @abstractmethod
     def resolve(self, path: str) -> Claim | Refusal:
         """Whether this driver can snapshot the volume that holds the real, absolute ``path``. No effect."""
+
+    def resolve_guest(self, path: str, format: str) -> Claim | Refusal:
+        """Like :meth:`resolve`, for the bytes that a guest sees through ``format``, which is stated and never probed.
+
+        Default: refused, because this driver shows the bytes of files.
+        """
+        return Refusal(path=path, driver=self.name, reason="it shows the file's bytes, not what a guest sees in them")
 
     @abstractmethod
     def describe(self, volume: VolumeId) -> SourceVolume:
@@ -149,9 +157,26 @@ class VolumeDriver(ABC):
         The file is looked up in T by path. Raises SourceChanged when T does not have it, TargetLost, AttachFailed.
         """
 
+    def open_folder(self, target: Target, claim: Claim) -> AbstractContextManager[int]:
+        """A descriptor of the folder at ``claim.inner_path`` as ``target`` shows it; T stays attached meanwhile.
+
+        Only for claims on a file inside a volume's file system. Raises SourceChanged when T does not have the folder.
+        """
+        raise Unsupported(driver=self.name, power="show folders of a target")
+
     def changed(self, base: Target, now: Target) -> ChangeMap:
         """Volume ranges that may differ between two targets of one S, or why that is unknown."""
         raise Unsupported(driver=self.name, power="tell what changed between two targets")
+
+    def placement_at(self, base: Target, claim: Claim, now: Placement, changed: Extents) -> Placement:
+        """Where the file lay in the checkpoint ``base``, for :func:`~graincopy.model.change_map.dirty_file`.
+
+        ``now`` is its placement in the newer target, ``changed`` the volume ranges that changed in between. Default:
+        asked of the storage. A driver whose change map tells everything by itself need not have kept it: what did not
+        change lies as it does now. Raises SourceChanged.
+        """
+        with self.open(base, claim) as before:
+            return before.placement()
 
     def retag(self, target: Target, tag: TargetTag) -> Target:
         """Give T another role (promote to checkpoint, take disks off it). Durable on return, idempotent."""

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from graincopy.core.errors import OutputExists, OutputUnfit, RestoreNoSpace
+from graincopy.volumes.base import FileSink
 from graincopy.volumes.live import LiveFile, free_bytes
 from graincopy.volumes.places import make_directory, sync_directory
+from graincopy.volumes.qemu_sink import create_disk
 
 _NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
@@ -23,6 +25,10 @@ class NewFiles:
     def path_of(self, name: str) -> str:
         """Where the file will be."""
         return os.path.join(self._path, name)
+
+    def below(self, path: str) -> NewFiles:
+        """The folder at ``path`` in this one, which must be there when the first file is made."""
+        return NewFiles(os.path.join(self._path, path))
 
     def refuse_existing(self, names: Sequence[str]) -> None:
         """Raises OutputExists for the first name that is taken, OutputUnfit when this is no directory."""
@@ -51,6 +57,35 @@ class NewFiles:
             if part is not None:
                 with suppress(FileNotFoundError):
                     os.unlink(part)
+
+    @contextmanager
+    def new_image(self, name: str, size: int, format: str) -> Iterator[FileSink]:
+        """A disk image of ``format`` in which a guest would see ``size`` zero bytes, named at the end of the block.
+
+        Raises OutputUnfit for a format that cannot be made here.
+        """
+        if format != "qcow2":
+            raise OutputUnfit(path=self.path_of(name), reason=f"no image of the format {format} can be made here")
+        with self._translated(name, size):
+            make_directory(self._path)
+        part = self.path_of(f".{name}.{os.getpid()}.part")
+        try:
+            with create_disk(part, size) as disk:
+                yield disk
+                disk.sync()
+            with self._translated(name, size):
+                self._name_part(part, name)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(part)
+
+    def _name_part(self, part: str, name: str) -> None:
+        fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)  # closing the image wrote to it once more
+            self._name(fd, part, name)
+        finally:
+            os.close(fd)
 
     def _open(self, name: str) -> tuple[int, str | None]:
         """A file without a name; where the file system has none such, one under a name that says it is a part."""

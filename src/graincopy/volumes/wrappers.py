@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from graincopy.core.clock import Clock
 from graincopy.core.errors import GraincopyError
+from graincopy.core.extent import Extents
 from graincopy.core.ids import VolumeId
 from graincopy.core.placement import Placement
 from graincopy.model.change_map import ChangeMap
@@ -50,6 +51,9 @@ class Wrapped(VolumeDriver):
     def resolve(self, path: str) -> Claim | Refusal:
         return self.around("resolve", path, lambda: self.inner.resolve(path))
 
+    def resolve_guest(self, path: str, format: str) -> Claim | Refusal:
+        return self.around("resolve_guest", path, lambda: self.inner.resolve_guest(path, format))
+
     def describe(self, volume: VolumeId) -> SourceVolume:
         return self.around("describe", volume, lambda: self.inner.describe(volume))
 
@@ -65,8 +69,14 @@ class Wrapped(VolumeDriver):
     def open(self, target: Target, claim: Claim) -> AbstractContextManager[FileImage]:
         return self._entered("open", target.id, lambda: self.inner.open(target, claim))
 
+    def open_folder(self, target: Target, claim: Claim) -> AbstractContextManager[int]:
+        return self._entered("open_folder", target.id, lambda: self.inner.open_folder(target, claim))
+
     def changed(self, base: Target, now: Target) -> ChangeMap:
         return self.around("changed", now.id, lambda: self.inner.changed(base, now))
+
+    def placement_at(self, base: Target, claim: Claim, now: Placement, changed: Extents) -> Placement:
+        return self.around("placement_at", base.id, lambda: self.inner.placement_at(base, claim, now, changed))
 
     def retag(self, target: Target, tag: TargetTag) -> Target:
         return self.around("retag", target.id, lambda: self.inner.retag(target, tag))

@@ -9,30 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
 from graincopy.core.errors import FreezeBroken, PointUnknown
 from graincopy.core.ids import PointId
+from graincopy.model.audit import AuditAmount
 from graincopy.model.lineage import First
 from graincopy.model.plan import BackupPlan
 from graincopy.model.planner import plan_backup
 from graincopy.model.restore_point import DiskRecord, RestorePoint, RunRecord
-from graincopy.model.snapshot import CheckpointDisk, Role, Target, TargetTag
+from graincopy.model.snapshot import Role, Target, TargetTag
 from graincopy.model.workload import Consistency, Workload
 from graincopy.repository.store import Session
-from graincopy.volumes.instant import Instant
-from graincopy.workflow.checkpoints import delete_target, keep_checkpoints, may_checkpoint
+from graincopy.volumes.instant import Instant, Revision
+from graincopy.workflow.checkpoints import delete_target, keep_checkpoints, may_checkpoint, tag_disks
 from graincopy.workflow.context import Context
-from graincopy.workflow.copying import DiskCopy, copy_disk
+from graincopy.workflow.copying import ChangeMaps, DiskCopy, copy_disk
 from graincopy.workflow.heart import Heart
 from graincopy.workflow.survey import Place, Survey, refuse_busy, survey
+from graincopy.workflow.trees import as_targets_show, relist, with_learnt
 from graincopy.workloads.base import Quiesced, WorkloadSource
 
+SMALL = 1 << 20  # bytes; such a file of a directory is read whole sooner than a clone of it is kept
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackupWish:
+
+class BackupWish(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for."""
 
     audit: str | None = None  # None: as configured
@@ -40,8 +42,7 @@ class BackupWish:
     allow_partial: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BackupOutcome:
+class BackupOutcome(msgspec.Struct, frozen=True):
     """A published restore point and what was left behind to make the next one cheap."""
 
     point: RestorePoint
@@ -53,6 +54,7 @@ class BackupOutcome:
 def plan(context: Context, workload: Workload) -> BackupPlan:
     """What :func:`backup` would do now. No effect."""
     found = survey(context, workload)
+    workload = found.workload
     claims = [place.claim for place in found.places]
     volumes = {place.volume.id: place.volume for place in found.places}
     return plan_backup(
@@ -76,14 +78,14 @@ def backup(context: Context, source: WorkloadSource, workload: Workload, wish: B
     try:
         context.step("opened")
         refuse_busy(context, run)
-        instant, quiesced = _snapshot(context, source, found, run)  # 4, 5: targets, freeze, one instant
+        instant, quiesced, found = _snapshot(context, source, found, run)  # 4, 5: targets, freeze, one instant
         taken = context.clock.now()
-        with context.repository.session(run) as session:
+        with as_targets_show(context, found, instant) as found, context.repository.session(run) as session:
             disks = _copy_disks(context, found, instant, session, run, wish)  # 6, 7, 8: only dirty grains of Ef
             session.finish()
             context.step("indexed")
             point = msgspec.structs.replace(
-                _restore_point(context, found, run, instant, disks, wish),
+                _restore_point(context, found, run, instant, disks, wish, quiesced.warnings, source.held_ms(quiesced)),
                 time=taken,
                 consistency=quiesced.consistency,
                 duration_s=round(context.clock.monotonic() - started, 3),
@@ -109,13 +111,16 @@ def _open(context: Context, workload: Workload) -> tuple[Survey, RunRecord]:
         return found, context.repository.open_run("backup", workload.id, pins=_bases(context, found))
 
 
-def _snapshot(context: Context, source: WorkloadSource, found: Survey, run: RunRecord) -> tuple[Instant, Quiesced]:
-    """All S→T at one instant, the workload quiesced around it where it can be."""
+def _snapshot(
+    context: Context, source: WorkloadSource, found: Survey, run: RunRecord
+) -> tuple[Instant, Quiesced, Survey]:
+    """All S→T at one instant, the workload quiesced around it where it can be; and what it was found to be then."""
     reached: list[Quiesced] = []
+    surveyed = found
 
     @contextmanager
     def quiesce() -> Iterator[None]:
-        quiesced = source.quiesce(found.workload, context.limits.freeze_deadline_s)
+        quiesced = source.quiesce(surveyed.workload, context.limits.freeze_deadline_s)
         reached.append(quiesced)
         held = False
         try:
@@ -123,10 +128,17 @@ def _snapshot(context: Context, source: WorkloadSource, found: Survey, run: RunR
         finally:
             held = source.thaw(quiesced)
         if not held:
-            raise FreezeBroken(reason=f"{found.workload.name} went on before the snapshot was taken")
+            raise FreezeBroken(reason=f"{surveyed.workload.name} went on before the snapshot was taken")
 
-    claims = [place.claim for place in found.places]
-    return context.instant(claims, tag_of(context, found, run), quiesce), reached[0]
+    def revise() -> Revision:
+        nonlocal found
+        found, revision = relist(context, surveyed)
+        return revision
+
+    claims = [place.claim for place in surveyed.places]
+    instant = context.instant(claims, tag_of(context, surveyed, run), quiesce, revise)
+    learnt = with_learnt(reached[0].workload, found.workload)
+    return instant, reached[0], msgspec.structs.replace(found, workload=learnt)
 
 
 def tag_of(context: Context, found: Survey, run: RunRecord) -> TargetTag:
@@ -136,7 +148,7 @@ def tag_of(context: Context, found: Survey, run: RunRecord) -> TargetTag:
         role=Role.TARGET,
         owner=context.owner,
         repository=context.repository.id,
-        disks=tuple(CheckpointDisk(workload=found.workload.id, disk=place.file.disk) for place in found.places),
+        disks=tag_disks(found.workload.id, (place.file for place in found.places)),
         created=context.clock.now(),
     )
 
@@ -145,6 +157,9 @@ def _copy_disks(
     context: Context, found: Survey, instant: Instant, session: Session, run: RunRecord, wish: BackupWish
 ) -> tuple[DiskCopy, ...]:
     heart = Heart(context.repository, run, context.clock, context.progress)
+    change_maps = ChangeMaps()
+    amount = wish.audit or context.limits.audit
+    turns = audit_turns(found, amount)
     copies = []
     for place in found.places:
         target = target_of(instant, place)
@@ -155,13 +170,29 @@ def _copy_disks(
                 place,
                 target,
                 found.base_of(context, place, target.incarnation),
-                audit=wish.audit or context.limits.audit,
+                audit=amount if not place.file.tree or _turn(place, turns) == found.round % turns else "",
                 allow_partial=wish.allow_partial,
                 progress=heart,
+                change_maps=change_maps,
             )
         )
         context.step("copied")
     return tuple(copies)
+
+
+def audit_turns(found: Survey, amount: str) -> int:
+    """In how many runs each file of the workload's directories is audited once.
+
+    A number of grains is meant for a disk. A directory of a thousand files that are hardly larger than a grain would
+    be read as a whole by each audit, so the files take turns.
+    """
+    parsed = AuditAmount.parse(amount)
+    files = sum(1 for place in found.places if place.file.tree)
+    return max(1, files // max(1, parsed.count)) if parsed.percent is None else 1
+
+
+def _turn(place: Place, turns: int) -> int:
+    return int(place.file.disk[:8], 16) % turns
 
 
 def target_of(instant: Instant, place: Place) -> Target:
@@ -170,11 +201,19 @@ def target_of(instant: Instant, place: Place) -> Target:
 
 
 def _restore_point(
-    context: Context, found: Survey, run: RunRecord, instant: Instant, copies: Sequence[DiskCopy], wish: BackupWish
+    context: Context,
+    found: Survey,
+    run: RunRecord,
+    instant: Instant,
+    copies: Sequence[DiskCopy],
+    wish: BackupWish,
+    warnings: tuple[str, ...],
+    held_ms: float | None,
 ) -> RestorePoint:
     missing = {copy.record.name: list(copy.missing) for copy in copies if copy.missing}
     keeps = wish.keep_checkpoint and not missing
     window = instant.freeze
+    stood = [time for time in (window.freeze_ms if window else None, held_ms) if time is not None]
     return RestorePoint(
         id=run.id,
         repository=context.repository.id,
@@ -186,14 +225,17 @@ def _restore_point(
         hostname=context.owner.hostname,
         base=_base_id(context, found),
         consistency=Consistency.CRASH,
-        instant=context.instant_of([place.claim for place in found.places]),
+        instant=context.instant_of([place.claim for place in found.places], found.workload.paused),
         disks=tuple(
             _with_checkpoint(context, place, copy.record, target_of(instant, place), keeps)
             for place, copy in zip(found.places, copies, strict=True)
         ),
         definitions=found.workload.definitions,
-        freeze_ms=round(window.freeze_ms, 1) if window else None,
-        warnings=tuple(warning for copy in copies for warning in copy.warnings) + (window.warnings if window else ()),
+        freeze_ms=round(max(stood), 1) if stood else None,
+        notes=found.workload.notes,
+        warnings=warnings
+        + tuple(warning for copy in copies for warning in copy.warnings)
+        + (window.warnings if window else ()),
         incomplete=bool(missing),
         missing=missing,
     )
@@ -201,7 +243,8 @@ def _restore_point(
 
 def _with_checkpoint(context: Context, place: Place, record: DiskRecord, target: Target, keeps: bool) -> DiskRecord:
     """The point names its checkpoint before T is promoted: a crash in between is mended by promoting later."""
-    if not (keeps and may_checkpoint(context, place.claim)):
+    small = bool(place.file.tree) and place.claim.identity and record.size < SMALL
+    if not keeps or small or not may_checkpoint(context, place.claim):
         return record
     return msgspec.structs.replace(record, checkpoint=target.id)
 

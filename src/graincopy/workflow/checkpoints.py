@@ -7,10 +7,12 @@ from collections.abc import Iterable
 import msgspec
 
 from graincopy.core.errors import GraincopyError
+from graincopy.core.ids import WorkloadId
 from graincopy.model.lineage import Deletion, superseded
-from graincopy.model.restore_point import RestorePoint
+from graincopy.model.restore_point import DiskRecord, RestorePoint
 from graincopy.model.snapshot import CheckpointDisk, Role, Target
 from graincopy.model.volume import Claim
+from graincopy.model.workload import WorkloadFile
 from graincopy.volumes.instant import Instant
 from graincopy.workflow.context import Context
 from graincopy.workflow.survey import Survey
@@ -52,9 +54,12 @@ def keep_checkpoints(
 
 def checkpoint_disks(point: RestorePoint, target: Target) -> tuple[CheckpointDisk, ...]:
     """The disks of ``point`` whose checkpoint ``target`` is."""
-    return tuple(
-        CheckpointDisk(workload=point.workload, disk=disk.id) for disk in point.disks if disk.checkpoint == target.id
-    )
+    return tag_disks(point.workload, (disk for disk in point.disks if disk.checkpoint == target.id))
+
+
+def tag_disks(workload: WorkloadId, disks: Iterable[WorkloadFile | DiskRecord]) -> tuple[CheckpointDisk, ...]:
+    """What the tag of a target that serves ``disks`` says; all files of a tree are one entry."""
+    return tuple(CheckpointDisk(workload=workload, disk=disk) for disk in dict.fromkeys(one.tag_disk for one in disks))
 
 
 def promote(context: Context, target: Target, disks: tuple[CheckpointDisk, ...]) -> Target:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.clock import Chance, Clock
 from graincopy.core.errors import PathMissing, VolumeUnsupported
 from graincopy.core.ids import VolumeId
+from graincopy.model.instant import instant_of
 from graincopy.model.planner import FreezeForecast
+from graincopy.model.restore_point import DiskRecord
 from graincopy.model.snapshot import Owner, Target, TargetTag
 from graincopy.model.volume import Claim, Refusal, SourceVolume
+from graincopy.model.workload import Representation, WorkloadFile
 from graincopy.repository.repository import Repository
 from graincopy.transfer.progress import ProgressSink
 from graincopy.volumes.base import VolumeDriver
 from graincopy.volumes.freeze_plan import FreezeLimits, file_system_at, plan_freeze, predict_ms
-from graincopy.volumes.instant import Instant, Quiesce, WindowTerms, instant_of, take_instant
+from graincopy.volumes.instant import Instant, Quiesce, Revise, Revision, WindowTerms, take_instant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers that the configuration may set. Times in seconds."""
 
     workers: int = 4
@@ -33,8 +36,7 @@ class Limits:
     checkpoint_min_free: float = 0.05  # share of the storage below which checkpoints are given up
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
+class Context(msgspec.Struct, frozen=True, kw_only=True):
     """The workflow's hands. Drivers stand in order of preference."""
 
     repository: Repository
@@ -48,16 +50,23 @@ class Context:
     progress: ProgressSink
     step: Callable[[str], None]  # called with the name of each crash point, before it is passed
 
-    def claim(self, path: str) -> Claim:
-        """The best driver's claim on ``path``. Raises PathMissing, or VolumeUnsupported with every driver's reason."""
-        answer = resolve(self.drivers, path)
+    def claim(self, file: WorkloadFile | DiskRecord) -> Claim:
+        """The best driver's claim on ``file``, in its representation and through its stated format.
+
+        Raises PathMissing, or VolumeUnsupported with every driver's reason.
+        """
+        path = file.path
+        answer = resolve(self.drivers, path, file.format if file.representation is Representation.GUEST else None)
         if isinstance(answer, Claim):
             return answer
-        if all(one.missing for one in answer):
+        # a driver of other things than files (rbd, qemu) refuses a missing file for a reason of its own
+        if path.startswith("/") and any(one.missing for one in answer):
             raise PathMissing(path=path)
         raise VolumeUnsupported(path=path, reason="; ".join(f"{one.driver}: {one.reason}" for one in answer))
 
-    def instant(self, claims: Sequence[Claim], tag: TargetTag, quiesce: Quiesce = nullcontext) -> Instant:
+    def instant(
+        self, claims: Sequence[Claim], tag: TargetTag, quiesce: Quiesce = nullcontext, revise: Revise = Revision
+    ) -> Instant:
         """A target of every volume of ``claims`` at one instant, their file systems frozen where that is needed."""
         volumes: dict[str, dict[VolumeId, None]] = {}
         for claim in claims:
@@ -71,6 +80,7 @@ class Context:
                 FreezeLimits(self.limits.freeze_deadline_s, self.limits.freeze_warn_ms), dict(self.precious)
             ),
             quiesce=quiesce,
+            revise=revise,
             step=self.step,
         )
 
@@ -93,21 +103,29 @@ class Context:
         predicted = predict_ms([volume.extents for volume in volumes], len(frozen))
         return FreezeForecast(mounts=tuple(one.point for one in frozen), predicted_ms=predicted)
 
-    def instant_of(self, claims: Sequence[Claim]) -> str:
+    def instant_of(self, claims: Sequence[Claim], paused: bool = False) -> str:
         """ "one" or "per file": whether targets of ``claims`` show one instant. Writers held off count as paused."""
-        running = [claim for claim in claims if self.driver(claim).capabilities().snapshots]
-        return instant_of(running, self.freeze_mounts(running))
+        running = [claim for claim in claims if self.snapshots(claim)]
+        together = {claim.driver for claim in running if self.driver(claim).capabilities().group_instant}
+        return instant_of(running, self.freeze_mounts(running), paused=paused, together=together)
+
+    def snapshots(self, claim: Claim) -> bool:
+        """Whether a target of ``claim`` outlives a write to S: only then is it an undo, or something to view."""
+        return self.driver(claim).capabilities().snapshots and not claim.still
 
     def driver(self, claim: Claim | Target) -> VolumeDriver:
         """The driver that made ``claim`` or ``target``."""
         return self.drivers[claim.driver]
 
 
-def resolve(drivers: Mapping[str, VolumeDriver], path: str) -> Claim | tuple[Refusal, ...]:
-    """The first claim on ``path`` in order of preference, or every driver's refusal."""
+def resolve(drivers: Mapping[str, VolumeDriver], path: str, guest: str | None = None) -> Claim | tuple[Refusal, ...]:
+    """The first claim on ``path`` in order of preference, or every driver's refusal.
+
+    ``guest`` is the format through which a guest sees the file, where that view is wanted and not the file's bytes.
+    """
     refusals = []
     for driver in drivers.values():
-        answer = driver.resolve(path)
+        answer = driver.resolve(path) if guest is None else driver.resolve_guest(path, guest)
         if isinstance(answer, Claim):
             return answer
         refusals.append(answer)

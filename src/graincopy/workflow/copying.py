@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from graincopy.core.errors import ObjectDamaged, ObjectMissing, SourceChanged
 from graincopy.core.extent import Extents
 from graincopy.core.placement import Placement
 from graincopy.core.units import ceil_div
-from graincopy.model.change_map import Changed, DirtyGrains, dirty_file, to_grains, whole_file
+from graincopy.model.change_map import Changed, ChangeMap, DirtyGrains, dirty_file, to_grains, whole_file
 from graincopy.model.lineage import Compare, First, Incremental, Lineage
 from graincopy.model.restore_point import AuditResult, DiskRecord, MapRoot
 from graincopy.model.snapshot import Target
@@ -22,8 +22,7 @@ from graincopy.workflow.context import Context
 from graincopy.workflow.survey import Place
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """What has to be done for one disk, and what it is done against."""
 
     grains: DirtyGrains
@@ -37,13 +36,29 @@ class Work:
         return self.base.root if self.base else MapRoot()
 
 
-@dataclass(frozen=True, slots=True)
-class DiskCopy:
+class DiskCopy(msgspec.Struct, frozen=True):
     """One disk, copied: its record, and what a person should hear about it."""
 
     record: DiskRecord
     warnings: tuple[str, ...]
     missing: tuple[tuple[int, int], ...]
+
+
+class ChangeMaps:
+    """What the drivers say changed, asked once for each pair of targets: a thousand files may lie on one volume.
+
+    Targets never change, so neither does the answer.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, str], ChangeMap] = {}
+
+    def between(self, driver: VolumeDriver, base: Target, now: Target) -> ChangeMap:
+        """``driver.changed(base, now)``."""
+        key = (driver.name, base.id, now.id)
+        if key not in self._known:
+            self._known[key] = driver.changed(base, now)
+        return self._known[key]
 
 
 def copy_disk(
@@ -56,17 +71,21 @@ def copy_disk(
     audit: str,
     allow_partial: bool,
     progress: ProgressSink,
+    change_maps: ChangeMaps | None = None,
 ) -> DiskCopy:
-    """Copy what is dirty of the disk at ``place`` from ``target``. Raises ReadIncomplete, SourceWritten, TargetLost."""
+    """Copy what is dirty of the disk at ``place`` from ``target``; an empty ``audit``: it is not this disk's turn.
+
+    Raises ReadIncomplete, SourceWritten, TargetLost.
+    """
     driver = context.driver(place.claim)
     warnings: tuple[str, ...] = ()
     if session.lost and not isinstance(lineage, First) and not _is_whole(context, session, lineage.disk_record):
         lineage = First("the repository has lost parts of the base")
     with driver.open(target, place.claim) as image:
         now = image.placement()
-        work = plan_work(context, driver, place, target, lineage, now)
-        audited = AuditResult()
-        if work.trusted and work.base is not None:
+        work = plan_work(context, driver, place, target, lineage, now, change_maps or ChangeMaps())
+        audited = AuditResult(cursor=work.base.audit.cursor if work.base else 0)
+        if work.trusted and work.base is not None and audit:
             audited = audit_clean(context, image, place.file.path, now, work.grains, work.base, audit)
         if audited.mismatches:
             warnings = (_distrust(place, audited),)
@@ -94,26 +113,37 @@ def _is_whole(context: Context, session: Session, base: DiskRecord) -> bool:
 
 
 def plan_work(
-    context: Context, driver: VolumeDriver, place: Place, target: Target, lineage: Lineage, now: Placement
+    context: Context,
+    driver: VolumeDriver,
+    place: Place,
+    target: Target,
+    lineage: Lineage,
+    now: Placement,
+    change_maps: ChangeMaps,
 ) -> Work:
     """The central computation for one disk, or why everything is read."""
     if isinstance(lineage, First):
         return Work(to_grains(whole_file(now), now, context.repository.grain_size), None, lineage.reason, False)
     if isinstance(lineage, Compare):
         return compare_all(context, now, lineage.disk_record, f"compared: {lineage.reason}")
-    return _incremental(context, driver, place, target, lineage, now)
+    return _incremental(context, driver, place, target, lineage, now, change_maps)
 
 
 def _incremental(
-    context: Context, driver: VolumeDriver, place: Place, target: Target, lineage: Incremental, now: Placement
+    context: Context,
+    driver: VolumeDriver,
+    place: Place,
+    target: Target,
+    lineage: Incremental,
+    now: Placement,
+    change_maps: ChangeMaps,
 ) -> Work:
     base = lineage.disk_record
-    volume = driver.changed(lineage.checkpoint, target)
+    volume = change_maps.between(driver, lineage.checkpoint, target)
     if not isinstance(volume, Changed):
         return compare_all(context, now, base, f"compared: {volume.reason}")
     try:
-        with driver.open(lineage.checkpoint, place.claim) as before:
-            placement = before.placement()
+        placement = driver.placement_at(lineage.checkpoint, place.claim, now, volume.extents)
     except SourceChanged:
         return compare_all(context, now, base, "compared: the checkpoint does not hold this file")
     dirty = dirty_file(placement, now, volume.extents)
@@ -193,6 +223,7 @@ def _record(
         read_bytes=copied.read_bytes,
         audit_bytes=audited.grains * grain_size,
         stored_bytes=copied.stored_bytes,
+        tree_disk=place.file.tree_disk,
     )
 
 

@@ -8,14 +8,18 @@ compared with P grain by grain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import msgspec
 
 from graincopy.core.errors import PathMissing, SourceChanged
 from graincopy.core.extent import Extents
+from graincopy.core.ids import VolumeId, WorkloadId
 from graincopy.core.units import ceil_div
 from graincopy.model.audit import AuditAmount, choose
 from graincopy.model.change_map import Changed, dirty_file, to_grains, whole_file
-from graincopy.model.lineage import Incremental, Lineage, choose_base
+from graincopy.model.lineage import Incremental, Lineage, choose_base, histories
 from graincopy.model.restore_point import DiskRecord, RestorePoint
 from graincopy.model.snapshot import Target
 from graincopy.model.volume import Claim, SourceVolume
@@ -26,11 +30,12 @@ from graincopy.transfer.progress import Meter, ProgressSink
 from graincopy.volumes.base import FileSink, Readable
 from graincopy.workflow.audit import mismatches
 from graincopy.workflow.context import Context
+from graincopy.workflow.copying import ChangeMaps
 from graincopy.workflow.survey import Place
+from graincopy.workflow.trees import keep_attached
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """One disk on its way back: the wanted state, where it lies, the file itself, and U (None without snapshots)."""
 
     wanted: DiskRecord
@@ -39,8 +44,7 @@ class Part:
     before: Target | None
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(msgspec.Struct, frozen=True):
     """Grains of one disk to write, how they were found, and how many bytes of S that took (audit included)."""
 
     grains: Extents
@@ -57,9 +61,10 @@ def place_of(context: Context, disk: DiskRecord) -> Place:
         format=disk.format,
         representation=disk.representation,
         metadata=disk.metadata,
+        tree_disk=disk.tree_disk,
     )
     try:
-        claim = context.claim(disk.path)
+        claim = context.claim(file)
     except PathMissing:
         claim = Claim(
             path=disk.path,
@@ -68,34 +73,80 @@ def place_of(context: Context, disk: DiskRecord) -> Place:
             why="it is missing and will be made anew",
             inner_path=disk.inner_path,
             fs_offset=disk.fs_offset,
+            representation=disk.representation,
+            format=disk.format,
         )
         return Place(file, claim, SourceVolume(id=disk.volume, driver=disk.driver, size=0, incarnation=""))
     return Place(file, claim, context.driver(claim).describe(claim.volume))
 
 
-def lineage_now(context: Context, point: RestorePoint, place: Place) -> Lineage:
+class Past:
+    """The restore points of ``workload``, targets and change maps: asked once, however many disks there are."""
+
+    def __init__(self, context: Context, workload: WorkloadId) -> None:
+        self.histories = histories(context.repository.points(), workload)
+        self.change_maps = ChangeMaps()
+        self._context = context
+        self._targets: dict[tuple[str, VolumeId], tuple[Target, ...]] = {}
+
+    def targets(self, claim: Claim) -> tuple[Target, ...]:
+        """Targets of ours on the volume of ``claim``."""
+        key = (claim.driver, claim.volume)
+        if key not in self._targets:
+            self._targets[key] = self._context.driver(claim).list_targets((claim.volume,))
+        return self._targets[key]
+
+
+def lineage_now(context: Context, point: RestorePoint, place: Place, past: Past | None = None) -> Lineage:
     """L, the latest restore point of the same workload that shows this disk, and its checkpoint if there is one."""
     driver = context.driver(place.claim)
+    past = past or Past(context, point.workload)
     return choose_base(
-        context.repository.points(),
+        (),
         point.workload,
         place.file,
         place.volume,
         place.claim,
-        driver.list_targets((place.claim.volume,)),
+        past.targets(place.claim),
         context.repository.id,
         changes=driver.capabilities().change_map,
+        history=past.histories.get(place.file.disk, ()),
     )
 
 
+@contextmanager
+def attached(context: Context, point: RestorePoint, parts: Sequence[Part], past: Past) -> Iterator[None]:
+    """What the files of directories are looked up in stays attached inside: U, and the checkpoint of L."""
+    seen: set[str] = set()
+    with ExitStack() as held:
+        for part in parts:
+            place, before = part.place, part.before
+            if before is None or place.claim.identity or place.file.tree_disk is None:
+                continue
+            lineage = lineage_now(context, point, place, past)
+            targets = [before, *([lineage.checkpoint] if isinstance(lineage, Incremental) else ())]
+            for target in (target for target in targets if target.id not in seen):
+                seen.add(target.id)
+                held.enter_context(keep_attached(context, place.claim, target))
+        yield
+
+
 def find_difference(
-    context: Context, point: RestorePoint, part: Part, *, compare: bool, progress: ProgressSink
+    context: Context,
+    point: RestorePoint,
+    part: Part,
+    *,
+    compare: bool,
+    progress: ProgressSink,
+    past: Past | None = None,
 ) -> Difference:
     """Where the disk as it is now differs from the one wanted; ``compare`` forces reading all of it."""
     if part.before is None:
         return _from_comparison(context, part, part.sink, progress)
     with context.driver(part.place.claim).open(part.before, part.place.claim) as now:
-        known = None if compare else presumed_difference(context, point, part.wanted, part.place, part.before, now)
+        known = None
+        if not compare:
+            known = presumed_difference(context, point, part.wanted, part.place, part.before, now, past)
         if known is None:
             return _from_comparison(context, part, now, progress)
         grains = known
@@ -109,25 +160,31 @@ def find_difference(
 
 
 def presumed_difference(
-    context: Context, point: RestorePoint, wanted: DiskRecord, place: Place, target: Target, now: Readable
+    context: Context,
+    point: RestorePoint,
+    wanted: DiskRecord,
+    place: Place,
+    target: Target,
+    now: Readable,
+    past: Past | None = None,
 ) -> Extents | None:
     """The formula above: grains in which ``now``, the disk as ``target`` shows it, may differ from the one wanted.
 
     None when the changes since L cannot be told. The change map is believed; whoever needs certainty has to look.
     """
     driver = context.driver(place.claim)
-    lineage = lineage_now(context, point, place)
+    past = past or Past(context, point.workload)
+    lineage = lineage_now(context, point, place, past)
     if not isinstance(lineage, Incremental):
         return None
-    volume = driver.changed(lineage.checkpoint, target)
+    volume = past.change_maps.between(driver, lineage.checkpoint, target)
     if not isinstance(volume, Changed):
         return None
     try:
-        with driver.open(lineage.checkpoint, place.claim) as latest:
-            before = latest.placement()
+        placement = now.placement()
+        before = driver.placement_at(lineage.checkpoint, place.claim, placement, volume.extents)
     except SourceChanged:
         return None
-    placement = now.placement()
     since = dirty_file(before, placement, volume.extents)
     grains = to_grains(since, placement, context.repository.grain_size, lineage.disk_record.size)
     changed = grains.read | grains.zero | context.repository.map.diff(wanted.root, lineage.disk_record.root)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from graincopy.core.extent import Extents
 from graincopy.core.units import ceil_div
 from graincopy.model.restore_point import DiskRecord, RestorePoint
+from graincopy.model.workload import Representation
 from graincopy.transfer.progress import Meter
 from graincopy.transfer.writer import write_grains
 from graincopy.volumes.base import FileSink
+from graincopy.volumes.new_tree import finish_tree, make_folders
 from graincopy.workflow.context import Context
 from graincopy.workflow.heart import Heart
 from graincopy.workflow.restore import RestoredDisk
+from graincopy.workflow.restored_trees import notes_about, trees_of
 
 
 class Folder(Protocol):
     """Where restored disks go: new files that appear under their name when they are complete."""
+
+    def below(self, path: str) -> Folder:
+        """The folder at ``path`` in this one."""
 
     def refuse_existing(self, names: Sequence[str]) -> None:
         """Raises OutputExists for the first name that is taken, OutputUnfit when this is no directory."""
@@ -27,12 +35,14 @@ class Folder(Protocol):
     def new_file(self, name: str, size: int, preallocate: bool) -> AbstractContextManager[FileSink]:
         """A file of ``size`` zero bytes that gets its name at the end of the block, durably; never when that fails."""
 
+    def new_image(self, name: str, size: int, format: str) -> AbstractContextManager[FileSink]:
+        """The same, for what a guest sees: ``size`` bytes in a file of ``format``."""
+
     def path_of(self, name: str) -> str:
         """Where the file will be."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExportOutcome:
+class ExportOutcome(msgspec.Struct, frozen=True):
     """What was written, and what of the files' metadata could not be set."""
 
     point: RestorePoint
@@ -43,15 +53,26 @@ class ExportOutcome:
 def restore_to(
     context: Context, point: RestorePoint, disks: Sequence[DiskRecord], folder: Folder, *, preallocate: bool = False
 ) -> ExportOutcome:
-    """Write each of ``disks`` as a new file of ``folder``. Raises OutputExists, OutputUnfit, RestoreNoSpace."""
-    folder.refuse_existing([disk.name for disk in disks])
+    """Write each of ``disks`` as a new file of ``folder``; directories come back whole, as folders of it.
+
+    Raises OutputExists, OutputUnfit, RestoreNoSpace.
+    """
+    trees = trees_of(point, disks)
+    inside = {disk.id: os.path.join(tree.manifest.name, path) for tree in trees for path, disk in tree.files}
+    names = [disk.name for disk in disks if disk.id not in inside]
+    folder.refuse_existing([*names, *(tree.manifest.name for tree in trees)])
     run = context.repository.open_run("export", point.workload, pins=(point.id,))  # keeps no backup from running
     try:
         heart = Heart(context.repository, run, context.clock, context.progress)
         restored = []
         warnings: list[str] = []
+        for tree in trees:
+            warnings += notes_about(tree)
+            make_folders(folder.path_of(tree.manifest.name), tree.manifest)
         for disk in disks:
-            with folder.new_file(disk.name, disk.size, preallocate) as sink:
+            head, name = os.path.split(inside.get(disk.id, disk.name))
+            home = folder.below(head) if head else folder
+            with _new(home, name, disk, preallocate) as sink:
                 sink.apply(disk.metadata)  # nodatacow can only be set before the first write
                 grains = Extents.whole(ceil_div(disk.size, context.repository.grain_size))
                 bill = write_grains(
@@ -65,10 +86,19 @@ def restore_to(
                     meter=Meter(disk.name, disk.allocated, heart),
                 )
                 warnings += (f"{disk.name}: {clause}" for clause in sink.apply(disk.metadata))
-            path = folder.path_of(disk.name)
+            path = home.path_of(name)
             done = (disk.size, bill.written_bytes, 0, bill.fetched_bytes)
-            restored.append(RestoredDisk(disk.name, path, "new file", *done))
+            restored.append(RestoredDisk(disk.name, path, "new file", *done, format=disk.format))
             context.step("written")
+        for tree in trees:
+            warnings += finish_tree(folder.path_of(tree.manifest.name), tree.manifest)
     finally:
         context.repository.close_run(run)
     return ExportOutcome(point, tuple(restored), tuple(warnings))
+
+
+def _new(home: Folder, name: str, disk: DiskRecord, preallocate: bool) -> AbstractContextManager[FileSink]:
+    """A file for ``disk``: what was stored as a guest sees it gets its format back."""
+    if disk.representation is Representation.GUEST and disk.format != "raw":
+        return home.new_image(name, disk.size, disk.format)
+    return home.new_file(name, disk.size, preallocate)

@@ -29,14 +29,25 @@ class Reaped(msgspec.Struct, frozen=True):
 
 
 def all_targets(
-    drivers: Mapping[str, VolumeDriver], volumes: Sequence[tuple[str, VolumeId]] = ()
+    drivers: Mapping[str, VolumeDriver],
+    volumes: Sequence[tuple[str, VolumeId]] = (),
+    failures: list[str] | None = None,
 ) -> tuple[Target, ...]:
-    """Every target of ours that the drivers know of; ``volumes`` are (driver, S) pairs known from restore points."""
+    """Every target of ours that the drivers know of; ``volumes`` are (driver, S) pairs known from restore points.
+
+    Storage that does not answer is told to ``failures``, where there are any, so that the others can be looked at.
+    """
     found: dict[tuple[str, str], Target] = {}
     for name, driver in drivers.items():
         on = tuple({volume: None for owner, volume in volumes if owner == name})
-        for target in driver.list_targets(on):
-            found[name, target.id] = target
+        try:
+            listed = driver.list_targets(on)
+        except GraincopyError as failure:
+            if failures is None:
+                raise
+            failures.append(f"{name}: {failure}")
+            continue
+        found.update({(name, target.id): target for target in listed})
     return tuple(found.values())
 
 
@@ -46,13 +57,14 @@ def survey_targets(
     alive: Callable[[Owner], bool | None],
     now: float,
     limits: Limits,
+    failures: list[str] | None = None,
 ) -> tuple[Decision, ...]:
     """What should become of every target. No effect; without a repository only the owners are known.
 
     A repository with a damaged restore point counts as unreadable: a point that is not seen would be taken for one
     that never was.
     """
-    targets = all_targets(drivers, _known_volumes(repository))
+    targets = all_targets(drivers, _known_volumes(repository), failures)
     living = {target.tag.owner: alive(target.tag.owner) for target in targets}
     readable = repository if repository and not repository.unreadable_points() else None
     points = {readable.id: readable.points()} if readable else {}
@@ -84,8 +96,10 @@ def reap(context: Context, silence: float | None = None) -> Reaped:
     closed = _close_dead_runs(context)
     if silence is not None:
         closed += _fence_silent_runs(context, silence)
-    decisions = survey_targets(context.drivers, context.repository, context.alive, context.clock.now(), context.limits)
-    failures = []
+    failures: list[str] = []
+    decisions = survey_targets(
+        context.drivers, context.repository, context.alive, context.clock.now(), context.limits, failures
+    )
     for decision in decisions:
         try:
             if isinstance(decision, Delete):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from graincopy.core.errors import RestoreFailed, RestoreNoSpace, RestoreOpen
 from graincopy.core.extent import Extents
@@ -24,14 +25,14 @@ from graincopy.transfer.progress import Meter, ProgressSink
 from graincopy.transfer.writer import write_grains
 from graincopy.workflow.audit import mismatches
 from graincopy.workflow.context import Context
-from graincopy.workflow.difference import Difference, Part, find_difference, lineage_now, place_of
+from graincopy.workflow.difference import Difference, Part, Past, attached, find_difference, lineage_now, place_of
 from graincopy.workflow.heart import Heart
+from graincopy.workflow.restored_trees import finish_live, trees_of
 from graincopy.workflow.survey import refuse_busy
 from graincopy.workflow.undo_state import describe_undo, drop_unused, hold_file, take_undo, undo_of
 
 
-@dataclass(frozen=True, slots=True)
-class RestoredDisk:
+class RestoredDisk(msgspec.Struct, frozen=True):
     """What was done to one disk, in bytes."""
 
     name: str
@@ -41,10 +42,10 @@ class RestoredDisk:
     written_bytes: int
     read_bytes: int
     fetched_bytes: int
+    format: str = "raw"  # of the file that was written
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreOutcome:
+class RestoreOutcome(msgspec.Struct, frozen=True):
     """A finished restore, and what takes it back."""
 
     restore: PointId
@@ -59,18 +60,19 @@ def plan(
 ) -> RestorePlan:
     """What a restore of ``disks`` would do now. No effect."""
     places = {}
+    past = Past(context, point.workload)
     for disk in disks:
         if to is not None:
             places[disk.name] = RestorePlace(path=f"{to}/{disk.name}")
             continue
         place = place_of(context, disk)
-        lineage = lineage_now(context, point, place)
+        lineage = lineage_now(context, point, place, past)
         places[disk.name] = RestorePlace(
             path=disk.path,
             size_before=place.claim.size,
             change_map=isinstance(lineage, Incremental),
             reason=getattr(lineage, "reason", ""),
-            snapshots=context.driver(place.claim).capabilities().snapshots,
+            snapshots=context.snapshots(place.claim),
         )
     return plan_restore(point, places, to, compare)
 
@@ -98,7 +100,7 @@ def restore_in_place(
             parts = [Part(*each, None) for each in zip(disks, places, sinks, strict=True)]
             # Compared, not taken from the record: nobody knows what came to the files since the restore was cut off.
             left = [find_difference(context, point, part, compare=True, progress=heart) for part in parts]
-            left = [replace(difference, how="resumed") for difference in left]
+            left = [msgspec.structs.replace(difference, how="resumed") for difference in left]
             return _finish(context, point, parts, left, unfinished.record, heart)
         targets = take_undo(context, point, places, sinks, run)
         with drop_unused(context, run, targets):
@@ -106,7 +108,11 @@ def restore_in_place(
                 Part(disk, place, sink, targets.get(place.claim.volume) if sink.existed else None)
                 for disk, place, sink in zip(disks, places, sinks, strict=True)
             ]
-            differences = [find_difference(context, point, part, compare=compare, progress=heart) for part in parts]
+            past = Past(context, point.workload)
+            with attached(context, point, parts, past):
+                differences = [
+                    find_difference(context, point, part, compare=compare, progress=heart, past=past) for part in parts
+                ]
             context.step("differed")
             _refuse_without_space(context, parts, differences)
             record = describe_undo(context, point, run, parts, differences)
@@ -166,6 +172,7 @@ def _finish(
         part.sink.sync()
         _prove(context, part, difference.grains, record)
         context.step("written")
+    warnings += finish_live(trees_of(point, [part.wanted for part in parts]))
     context.repository.mark_restore(record.id, "done")
     context.step("done")
     return RestoreOutcome(record.id, point, undo_of(record), tuple(restored), tuple(warnings))
@@ -194,6 +201,7 @@ def _write(context: Context, part: Part, difference: Difference, progress: Progr
         written_bytes=bill.written_bytes,
         read_bytes=difference.read_bytes,
         fetched_bytes=bill.fetched_bytes,
+        format=part.wanted.format,
     )
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
 
-from graincopy.core.errors import RestoreOpen, WorkloadBusy
-from graincopy.core.ids import VolumeId
-from graincopy.model.lineage import Lineage, choose_base
-from graincopy.model.restore_point import RestorePoint, RunRecord
+import msgspec
+
+from graincopy.core.errors import PathMissing, RestoreOpen, SnapshotFailed, SubsystemFailed, WorkloadBusy
+from graincopy.core.ids import DiskId, VolumeId
+from graincopy.model.lineage import Lineage, choose_base, histories
+from graincopy.model.restore_point import DiskRecord, RestorePoint, RunRecord
 from graincopy.model.snapshot import Target
+from graincopy.model.tree import tree_disk_of
 from graincopy.model.volume import Claim, SourceVolume
 from graincopy.model.workload import Workload, WorkloadFile
 from graincopy.volumes.base import VolumeDriver
 from graincopy.workflow.context import Context
 
+Histories = Mapping[DiskId, Sequence[tuple[RestorePoint, DiskRecord]]]
+
 _EXCLUSIVE = ("backup", "restore", "undo")  # kinds of run of which a workload has one at a time
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """One file of the workload and where it lies."""
 
     file: WorkloadFile
@@ -26,14 +31,19 @@ class Place:
     volume: SourceVolume
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(msgspec.Struct, frozen=True):
     """Everything known before anything is touched."""
 
     workload: Workload
     places: tuple[Place, ...]
     points: tuple[RestorePoint, ...]  # newest first
     targets: tuple[Target, ...]  # of ours, on these volumes
+    histories: Histories
+
+    @property
+    def round(self) -> int:
+        """How many restore points of the workload there are: which files' turn to be audited it is."""
+        return sum(1 for point in self.points if point.workload == self.workload.id)
 
     def volumes(self) -> dict[str, tuple[VolumeId, ...]]:
         """Driver name → its source volumes, each once: Ev."""
@@ -56,6 +66,7 @@ class Survey:
             self.targets,
             context.repository.id,
             changes=context.driver(place.claim).capabilities().change_map,
+            history=self.histories.get(place.file.disk, ()),
         )
 
 
@@ -65,17 +76,65 @@ def survey(context: Context, workload: Workload) -> Survey:
     Raises VolumeUnsupported, and RestoreOpen when an in-place restore of one of its disks was not ended.
     """
     _refuse_open_restores(context, workload)
-    claims = [context.claim(file.path) for file in workload.files]
-    volumes: dict[str, SourceVolume] = {}
-    for claim in claims:
-        if claim.volume not in volumes:
-            volumes[claim.volume] = context.driver(claim).describe(claim.volume)
-    places = tuple(
-        Place(file, claim, volumes[claim.volume]) for file, claim in zip(workload.files, claims, strict=True)
-    )
+    places = places_of(context, workload.files)
+    workload = msgspec.structs.replace(workload, files=tuple(place.file for place in places))
+    claims = [place.claim for place in places]
+    refuse_scattered(context, workload, claims)
     drivers = {claim.driver: context.driver(claim) for claim in claims}
     targets = tuple(target for driver in drivers.values() for target in driver.list_targets(_on(driver, claims)))
-    return Survey(workload, places, context.repository.points(), targets)
+    points = context.repository.points()
+    return Survey(workload, places, points, targets, histories(points, workload.id))
+
+
+def places_of(context: Context, files: Sequence[WorkloadFile]) -> tuple[Place, ...]:
+    """Where ``files`` lie. A file of a tree that is gone by now is left out; one that was named raises PathMissing.
+
+    All files of a tree lie on one file system: where that lies inside a volume, one of them tells for the others.
+    """
+    samples: dict[str, Claim] = {}
+    volumes: dict[str, SourceVolume] = {}
+    places = []
+    for file in files:
+        sample = samples.get(file.tree)
+        try:
+            claim = context.claim(file) if sample is None else sibling(sample, file)
+            if claim.volume not in volumes:
+                volumes[claim.volume] = context.driver(claim).describe(claim.volume)
+        except (PathMissing, SnapshotFailed):
+            if file.tree and not os.path.lexists(file.path):
+                continue
+            raise
+        if file.tree and claim.inner_path is not None:
+            samples[file.tree] = claim
+            file = msgspec.structs.replace(file, tree_disk=tree_disk_of(file.tree))
+        places.append(Place(file, claim, volumes[claim.volume]))
+    return tuple(places)
+
+
+def sibling(sample: Claim, file: WorkloadFile) -> Claim:
+    """The claim on ``file``, which lies in the same tree as the file inside a volume that ``sample`` claims."""
+    inner = inner_folder(sample, file.tree) + file.path.removeprefix(file.tree.rstrip("/"))
+    return msgspec.structs.replace(sample, path=file.path, inner_path=inner, size=None)
+
+
+def inner_folder(sample: Claim, tree: str) -> str:
+    """Path of ``tree`` inside the file system of the volume, known from the claim on one of its files."""
+    assert sample.inner_path is not None
+    return sample.inner_path.removesuffix(sample.path.removeprefix(tree.rstrip("/")))
+
+
+def refuse_scattered(context: Context, workload: Workload, claims: Sequence[Claim]) -> None:
+    """Raise SubsystemFailed when ``workload`` is worth nothing unless all its files show one instant, and they do not.
+
+    "Per file" would be a restore point that looks good and is torn.
+    """
+    if workload.one_instant and context.instant_of(claims, workload.paused) != "one":
+        drivers = ", ".join(sorted({claim.driver for claim in claims if context.snapshots(claim)}))
+        reason = (
+            f"its files would be copied one after the other ({drivers}) while it writes; put them on an image that can"
+            " be cloned as a whole, or stop it first"
+        )
+        raise SubsystemFailed(subsystem=workload.name, reason=reason)
 
 
 def _on(driver: VolumeDriver, claims: list[Claim]) -> tuple[VolumeId, ...]:

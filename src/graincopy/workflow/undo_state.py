@@ -10,13 +10,13 @@ from graincopy.core.extent import Extents
 from graincopy.core.ids import PointId, VolumeId
 from graincopy.core.units import ceil_div
 from graincopy.model.restore_point import MapRoot, RestoreDisk, RestorePoint, RestoreRecord, RunRecord
-from graincopy.model.snapshot import CheckpointDisk, Role, Target, TargetTag
+from graincopy.model.snapshot import Role, Target, TargetTag
 from graincopy.model.volume import Claim
 from graincopy.repository.store import Session
 from graincopy.transfer.pipeline import copy_grains
 from graincopy.transfer.progress import Meter
 from graincopy.volumes.base import FileSink
-from graincopy.workflow.checkpoints import delete_target
+from graincopy.workflow.checkpoints import delete_target, tag_disks
 from graincopy.workflow.context import Context
 from graincopy.workflow.difference import Difference, Part
 from graincopy.workflow.survey import Place
@@ -29,7 +29,7 @@ def take_undo(
     claims = [
         place.claim
         for place, sink in zip(places, sinks, strict=True)
-        if sink.existed and context.driver(place.claim).capabilities().snapshots
+        if sink.existed and context.snapshots(place.claim)
     ]
     if not claims:
         return {}
@@ -38,7 +38,7 @@ def take_undo(
         role=Role.UNDO,
         owner=context.owner,
         repository=context.repository.id,
-        disks=tuple(CheckpointDisk(workload=point.workload, disk=place.file.disk) for place in places),
+        disks=tag_disks(point.workload, (place.file for place in places)),
         created=context.clock.now(),
         expires=context.clock.now() + context.limits.undo_keep_s,
     )

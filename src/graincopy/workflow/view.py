@@ -14,7 +14,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 
 import msgspec
 
@@ -22,14 +21,14 @@ from graincopy.core.errors import GraincopyError
 from graincopy.core.extent import Extents
 from graincopy.model.lineage import First
 from graincopy.model.restore_point import DiskRecord, RestorePoint, RunRecord
-from graincopy.model.snapshot import CheckpointDisk, Role, Target, TargetTag
+from graincopy.model.snapshot import Role, Target, TargetTag
 from graincopy.model.volume import Claim
 from graincopy.views.disk import Finding, RestoredDisk
 from graincopy.views.hybrid import LocalGrains
 from graincopy.views.image import StoredImage
 from graincopy.views.memory import CACHE_BYTES, ViewMemory
 from graincopy.volumes.base import FileImage
-from graincopy.workflow.checkpoints import delete_target
+from graincopy.workflow.checkpoints import delete_target, tag_disks
 from graincopy.workflow.context import Context
 from graincopy.workflow.difference import lineage_now, place_of, presumed_difference
 from graincopy.workflow.heart import BEAT_SECONDS
@@ -37,8 +36,7 @@ from graincopy.workflow.reap import reap
 from graincopy.workflow.survey import Place
 
 
-@dataclass(frozen=True, slots=True)
-class DiskReport:
+class DiskReport(msgspec.Struct, frozen=True):
     """Where the bytes of one disk have come from so far. ``near``: what is read from S, or why nothing is."""
 
     name: str
@@ -51,8 +49,7 @@ class DiskReport:
     findings: tuple[Finding, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewWish:
+class ViewWish(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for. ``trust_map``: believe the change map, and read from T without proof."""
 
     hybrid: bool = True
@@ -164,11 +161,11 @@ class View:
 
     def _claim(self, record: DiskRecord) -> Claim | None:
         try:
-            claim = self._context.claim(record.path)
+            claim = self._context.claim(record)
         except (GraincopyError, OSError) as failure:
             self._near[record.name] = f"nothing: {failure}"
             return None
-        if not self._context.driver(claim).capabilities().snapshots:
+        if not self._context.snapshots(claim):
             self._near[record.name] = f"nothing: the {claim.driver} driver makes no snapshots"
             return None
         return claim
@@ -196,7 +193,7 @@ class View:
             role=Role.VIEW,
             owner=self._context.owner,
             repository=self._context.repository.id,
-            disks=tuple(CheckpointDisk(workload=self.point.workload, disk=record.id) for record in records),
+            disks=tag_disks(self.point.workload, records),
             created=self._context.clock.now(),
         )
 

@@ -11,21 +11,27 @@ Contract
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
+
+import msgspec
 
 from graincopy.core.errors import Unsupported
 from graincopy.model.workload import Consistency, SourceCapabilities, Workload
 
 
-@dataclass(frozen=True, slots=True)
-class Quiesced:
-    """A workload brought to ``consistency``; hand it back to ``thaw``."""
+class Quiesced(msgspec.Struct, frozen=True):
+    """A workload brought to ``consistency``; hand it back to ``thaw``.
+
+    ``workload`` may say more than what was asked for: its definitions and notes go to the restore point. ``levels`` is
+    what each member reached, by name, where there are several; ``warnings`` are clauses for people.
+    """
 
     workload: Workload
     consistency: Consistency
     token: str = ""
+    levels: Mapping[str, Consistency] = msgspec.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class WorkloadSource(ABC):
@@ -55,6 +61,10 @@ class WorkloadSource(ABC):
     def thaw(self, quiesced: Quiesced) -> bool:
         """Let the workload go on. False when it was no longer quiesced: the instant is then worthless."""
         return True
+
+    def held_ms(self, quiesced: Quiesced) -> float | None:
+        """How long the workload stood still, in milliseconds, once it is thawed. None: it did not, or nobody knows."""
+        return None
 
     def define(self, workload: Workload) -> None:
         """Recreate the workload from its definitions."""

@@ -28,12 +28,17 @@ _UNFIT = {
 
 
 class FilesSource(WorkloadSource):
-    """Files by path. Relative ones are taken from ``cwd``; ``metadata`` reads what a file needs back."""
+    """Files by path. Relative ones are taken from ``cwd``; ``metadata`` reads what a file needs back.
+
+    ``beyond`` are the beginnings of names that are no paths, such as ``rbd:``: a volume driver knows what they mean.
+    """
 
     prefix: ClassVar[str] = "files"
 
-    def __init__(self, cwd: str, metadata: Callable[[str], FileMetadata] | None = None) -> None:
-        self._cwd = cwd
+    def __init__(
+        self, cwd: str, metadata: Callable[[str], FileMetadata] | None = None, beyond: tuple[str, ...] = ()
+    ) -> None:
+        self._cwd, self._beyond = cwd, beyond
         self._metadata = stat_metadata if metadata is None else metadata
 
     def capabilities(self) -> SourceCapabilities:
@@ -57,8 +62,10 @@ class FilesSource(WorkloadSource):
 
     def _file(self, path: str, name: str) -> WorkloadFile:
         disk = DiskId(digest_id("path", [path]))
+        if path.startswith(self._beyond):
+            return WorkloadFile(path=path, name=name, disk=disk)
         try:
-            return WorkloadFile(path=path, name=name, disk=disk, metadata=self._metadata(path))
+            return WorkloadFile(path=path, name=name, disk=disk, metadata=self._metadata(os.path.realpath(path)))
         except OSError as error:
             raise _refusal(path, error) from error
 
@@ -66,18 +73,31 @@ class FilesSource(WorkloadSource):
         """The real path of a file that may be a disk. It is not opened: opening would break others' leases."""
         if not selector or "\0" in selector:
             raise WorkloadWrong(workload=selector or "files:", reason="it names no file")
+        if selector.startswith(self._beyond):
+            return selector
         path = os.path.join(self._cwd, selector)
         try:
             real = os.path.realpath(path, strict=True)
-            kind = stat.S_IFMT(os.stat(real).st_mode)
+            found = os.stat(real)
         except OSError as error:
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise PathMissing(path=path) from error
             raise _refusal(path, error) from error
+        kind = stat.S_IFMT(found.st_mode)
         if kind in _UNFIT:
             raise PathUnfit(path=path, what=_UNFIT[kind])
         if not os.access(real, os.R_OK, effective_ids=True):
             raise PathUnreadable(path=path, reason="permission denied")
+        return _lasting(real, found) if kind == stat.S_IFBLK else real
+
+
+def _lasting(real: str, found: os.stat_result) -> str:
+    """A name of the block device that means the same after a boot: /dev/dm-3 is numbered in order of appearance."""
+    try:
+        with open(f"/sys/dev/block/{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}/dm/name", "rb") as file:
+            name = f"/dev/mapper/{os.fsdecode(file.read()).strip()}"
+        return name if os.stat(name).st_rdev == found.st_rdev else real
+    except OSError:
         return real
 
 
