@@ -1,0 +1,115 @@
+"""Somebody who has images on Ceph, writes to them, and knows what must be in them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from types import TracebackType
+from typing import Any
+
+from graincopy.testing.rbd_lab import FAST, create_image
+from graincopy.volumes.rbd_cluster import Cluster, RbdSettings
+from graincopy.volumes.rbd_open_image import Image
+
+MIB = 1 << 20
+TIMEOUT = 120  # seconds; nothing here takes ten
+
+
+class Guest:
+    """Images in the pool ``rbd``, one client that opens them for as long as each call takes."""
+
+    def __init__(self, conf: str) -> None:
+        self.conf = conf
+        self.cluster = Cluster(RbdSettings(), conf)
+        self._images: list[str] = []
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for name in reversed(self._images):
+            for snap in self.snaps(name):
+                self.rbd("snap", "rm", f"{name}@{snap}", check=False)
+            self.rbd("rm", name, check=False)
+        self.command("rados", "-p", "rbd", "rm", "graincopy.targets", check=False)
+
+    # --- images -------------------------------------------------------------------------------------
+
+    def make(self, name: str, size: int, features: int = FAST, order: int = 20) -> str:
+        """An image of zeros; its name as graincopy has it."""
+        with self.cluster.pool("rbd") as pool:
+            create_image(pool, name, size, features, order)
+        return self.own(name)
+
+    def own(self, name: str) -> str:
+        """Remove the image ``name`` at the end; its name as graincopy has it."""
+        self._images.append(name)
+        return f"rbd:rbd/{name}"
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Any:
+        """The image, opened for writing."""
+        with self.cluster.pool("rbd") as pool, pool.image(name, writable=True) as image:
+            yield image
+
+    def write(self, name: str, *pieces: tuple[int, bytes]) -> None:
+        """``(offset, bytes)`` pieces."""
+        with self.open(name) as image:
+            for offset, data in pieces:
+                image.write(offset, memoryview(data))
+            image.flush()
+
+    def discard(self, name: str, offset: int, length: int) -> None:
+        """Trim."""
+        with self.open(name) as image:
+            image.discard(offset, length)
+
+    def read(self, name: str, snap: str = "") -> bytes:
+        """All of the image."""
+        with self.cluster.pool("rbd") as pool, pool.image(name, snap=snap) as image:
+            return read_all(image)
+
+    def await_alone(self, name: str) -> None:
+        """Until the cluster has given up clients that died with the image open."""
+        end = time.monotonic() + TIMEOUT
+        while True:
+            with self.open(name) as image:
+                if not image.others():
+                    return
+            assert time.monotonic() < end
+            time.sleep(0.5)
+
+    # --- what is there ------------------------------------------------------------------------------
+
+    def snaps(self, name: str) -> list[str]:
+        """``rbd snap ls``."""
+        said = self.rbd("snap", "ls", name, "--format", "json", check=False)
+        return [one["name"] for one in json.loads(said or "[]")]
+
+    def traces(self) -> list[str]:
+        """Snapshots of graincopy on the images, and records of it in the pool."""
+        records = self.command("rados", "-p", "rbd", "listomapkeys", "graincopy.targets", check=False).split()
+        return sorted({f"{name}@{snap}" for name in self._images for snap in self.snaps(name)} | {*records})
+
+    def rbd(self, *words: str, check: bool = True) -> str:
+        """The tool that everybody has."""
+        return self.command("rbd", *words, check=check)
+
+    def command(self, *words: str, check: bool = True) -> str:
+        """A tool of Ceph, run to its end."""
+        done = subprocess.run(
+            [words[0], "--conf", self.conf, *words[1:]], capture_output=True, timeout=TIMEOUT, check=False
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{words}: {os.fsdecode(done.stderr)}")
+        return os.fsdecode(done.stdout) if not done.returncode else ""
+
+
+def read_all(image: Image) -> bytes:
+    """Every byte."""
+    data = bytearray(image.size)
+    image.read(0, memoryview(data))
+    return bytes(data)
