@@ -82,7 +82,9 @@ class FileLab(VolumeLab):
             self._reasons |= dict.fromkeys(
                 ("resize_volume", "recreate_volume", "rename_volume"), "disks are mounted on it"
             )
-            self.powers |= {"one_instant"}
+            if self._frozen_outside():
+                self.powers |= {"one_instant"}
+            self._reasons["one_instant"] = "the driver stops the writers of one volume at a time"
             if len(self._homes) == 1:
                 self.powers -= {"two_volumes"}
         self.powers -= set(lacking)
@@ -99,10 +101,13 @@ class FileLab(VolumeLab):
 
     def instant(self, volumes: Sequence[VolumeId], tag: TargetTag) -> Sequence[Target]:
         mounts = [self._mounts[volume] for volume in volumes if volume in self._mounts]
-        if not mounts:
+        if not mounts or not self._frozen_outside():
             return super().instant(volumes, tag)
         taken = take_instant([(self.driver(), volumes)], tag, list(dict.fromkeys(mounts)), clock=self._clock)
         return tuple(taken.targets.values())
+
+    def _frozen_outside(self) -> bool:
+        return self.driver().capabilities().freeze == "outside"
 
     def footprint(self) -> frozenset[str]:
         found = {

@@ -32,7 +32,8 @@ def write_back(lab: VolumeLab) -> None:
 
 
 def set_size(lab: VolumeLab) -> None:
-    for size in (100_001, 400_003):
+    lab.need("truncate")
+    for size in (lab.whole(100_001), lab.whole(400_003)):
         disk = filled(lab, 300_123)
         with lab.driver().open_for_restore(disk.claim) as sink:
             sink.resize(size)

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from graincopy.core.units import KIB
 from graincopy.testing.lab import VolumeLab
 from graincopy.testing.looking import Moment, check_change, powers
-from graincopy.testing.oracle import LARGEST, Disk, Operation, fit, kinds
+from graincopy.testing.oracle import LARGEST, Disk, Operation, appends, fit, kinds
 
 MOMENTS = 3  # snapshots kept at once
 SIZES = [512 * KIB, 300_123, 128 * KIB, 1000]  # bytes
@@ -44,7 +44,7 @@ def soundness_machine(lab: VolumeLab) -> type[RuleBasedStateMachine]:
             self.calm = False
             for raw in batch:
                 operation = fit(raw, self.disk.size, lab.block)
-                if operation is not None:
+                if operation is not None and not (lab.fixed_size and appends(operation, self.disk.size)):
                     self.disk.do(operation)
 
         @precondition(lambda self: not self.calm and len(self.moments) < MOMENTS)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from graincopy.core.extent import Extents
-from graincopy.core.units import KIB, MIB
+from graincopy.core.units import KIB, MIB, ceil_div
 from graincopy.model.volume import Claim
 from graincopy.testing.lab import VolumeLab
 
@@ -112,6 +112,8 @@ class Disk:
 
     def __init__(self, lab: VolumeLab, size: int, volume: int = 0, compressed: bool = False) -> None:
         self.lab, self.volume = lab, volume
+        size = ceil_div(size, lab.unit) * lab.unit
+        size = lab.whole(size)
         self.claim = lab.make(size, volume, compressed)
         self.plain = PlainFile(size)
         self.history: list[str] = [f"made({size})"]
@@ -129,6 +131,8 @@ class Disk:
         """Let it happen to the real disk and to the plain bytes. Raises NotTried when the lab cannot."""
         lab, claim, op = self.lab, self.claim, operation
         self.lab.need(op.how if op.verb == "write" else op.verb)
+        if lab.fixed_size and appends(op, self.size):
+            lab.lack("append")
         donor = self.donor() if op.verb == "reflink_from" else None
         deeds: dict[str, Callable[[], None]] = {
             "write": lambda: lab.write(claim, op.offset, op.data, op.how),
@@ -144,6 +148,8 @@ class Disk:
         }
         deeds[op.verb]()
         self.plain.apply(op, donor[1] if donor else b"")
+        if self.size % lab.unit:  # it grew, and the storage rounds up
+            self.plain.resize(ceil_div(self.size, lab.unit) * lab.unit)
         self.history.append(str(op))
 
     def write(self, offset: int, length: int, seed: int, how: str = "buffered") -> None:
@@ -157,6 +163,11 @@ class Disk:
             self.lab.write(claim, 0, data)
             self._donor = claim, data
         return self._donor
+
+
+def appends(operation: Operation, size: int) -> bool:
+    """Whether it writes beyond the end of a disk of ``size`` bytes."""
+    return operation.verb == "write" and operation.offset + operation.length > size
 
 
 def fit(raw: Operation, size: int, block: int) -> Operation | None:

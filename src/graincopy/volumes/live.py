@@ -255,13 +255,16 @@ def _reopen(fd: int, path: str) -> int:
 
 
 def _punch(fd: int, offset: int, length: int) -> bool:
-    """Make a hole; False where that is not possible. fallocate(2), which the os module lacks."""
+    """Make a hole; False where that is not possible. fallocate(2), which the os module lacks.
+
+    A block device answers EINVAL where the range is not one of whole sectors.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     how = ioctl.FALLOC_FL_PUNCH_HOLE | ioctl.FALLOC_FL_KEEP_SIZE
     if libc.fallocate64(fd, how, ctypes.c_int64(offset), ctypes.c_int64(length)) == 0:
         return True
     code = ctypes.get_errno()
-    if code in _NO_PUNCH:
+    if code in _NO_PUNCH or (code == errno.EINVAL and stat.S_ISBLK(os.fstat(fd).st_mode)):
         return False
     raise OSError(code, os.strerror(code))
 
