@@ -9,7 +9,9 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -230,6 +232,22 @@ def test_a_writer_who_came_before_the_first_write_stops_it(path: str) -> None:
             with pytest.raises(SourceWritten):
                 sink.write(0, memoryview(b"lost"))
     assert content(path) == before
+
+
+def test_of_several_that_write_first_one_takes_the_lease(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are held where the file has been opened for writing and the lease has not been taken."""
+    real, together = leases.take, threading.Barrier(4)
+
+    def take(fd: int, kind: int) -> object:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.3)
+        return real(fd, kind)
+
+    with live.open_sink(path) as sink, ThreadPoolExecutor(4) as pool:
+        monkeypatch.setattr(leases, "take", take)
+        list(pool.map(lambda at: sink.write(at * K64, memoryview(b"w" * K64)), range(4)))
+        sink.sync()
+    assert content(path) == b"w" * 4 * K64
 
 
 def test_a_writer_between_the_leases_stops_it(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Iterator
 
 from graincopy.core.errors import PathUnfit, PathUnreadable, RestoreNoSpace, SourceInUse, SourceWritten, Unsupported
@@ -47,6 +48,7 @@ class LiveFile:
         self.path, self.existed = path, existed
         self._lease = lease  # phase one
         self._fd, self._write_lease = fd, write_lease  # phase two
+        self._turning = threading.Lock()
         self._folders = made_in
         self._block = stat.S_ISBLK(os.fstat(self.fd).st_mode)
 
@@ -150,9 +152,10 @@ class LiveFile:
 
     def _writable(self) -> int:
         """Phase two: the same inode opened for writing, others kept out or shown not to write."""
-        lease = self._lease
-        if lease is None:
-            return self._fd
+        with self._turning:  # of several workers that write first, one makes the turn
+            return self._fd if self._lease is None else self._turn(self._lease)
+
+    def _turn(self, lease: ReadLease) -> int:
         lease.check()
         leases.give_back(lease.fd)  # our own opening for writing would break it
         fd = _reopen(lease.fd, self.path)
