@@ -12,7 +12,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir, "e2e"))
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir, "crash"))
 sys.path.insert(0, os.path.dirname(__file__))
 
-from hands import World
+from array_world import World
 
 
 @pytest.fixture

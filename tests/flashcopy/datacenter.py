@@ -7,7 +7,7 @@ import os
 from types import TracebackType
 
 import lab
-from hands import ARRAY
+from array_world import ARRAY
 
 from graincopy.testing.array import Array
 from graincopy.testing.array_plane import LoopPlane, WallClock

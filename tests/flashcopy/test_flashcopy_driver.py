@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hands import ARRAY, GIB, HOST, World
+from array_world import ARRAY, GIB, HOST, World
 
 from graincopy.core.errors import (
     ArrayGarbled,

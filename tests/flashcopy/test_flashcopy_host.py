@@ -6,7 +6,7 @@ import os
 
 import lab
 import pytest
-from hands import QuickClock, World
+from array_world import QuickClock, World
 
 from graincopy.core.errors import ArrayUnreachable, AttachFailed
 from graincopy.model.volume import Claim, Refusal

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hands import ARRAY, GIB, HOST
+from array_world import ARRAY, GIB, HOST
 
 from graincopy.core.errors import ArrayLoginFailed, ArrayUnreachable
 from graincopy.testing.array import Array

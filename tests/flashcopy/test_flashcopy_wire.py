@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hands import World
+from array_world import World
 from hypothesis import given
 from hypothesis import strategies as st
 

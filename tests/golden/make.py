@@ -12,7 +12,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "repository"))
 
-from conftest import FixedChance, FixedClock, back_up, store_grains  # noqa: E402
+from shelves import FixedChance, FixedClock, back_up, store_grains  # noqa: E402
 from test_repository import record  # noqa: E402
 
 from graincopy.core.ids import WorkloadId  # noqa: E402

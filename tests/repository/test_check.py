@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from conftest import Hooked, back_up, content_of, grain, make, objects, reopen, store_grains
+from shelves import Hooked, back_up, content_of, grain, make, objects, reopen, store_grains
 
 from graincopy.core.errors import MediumFailed, ObjectDamaged, ObjectMissing
 from graincopy.media.memory import MemoryMedium

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import FixedChance, FixedClock
+from shelves import FixedChance, FixedClock
 
 from graincopy.core.errors import ObjectDamaged
 from graincopy.core.ids import PieceId, PointId, RepositoryId

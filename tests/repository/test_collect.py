@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 
 import pytest
-from conftest import (
+from shelves import (
     OWNER,
     FixedClock,
     Hooked,

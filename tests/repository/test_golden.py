@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FixedChance, FixedClock, content_of, objects
+from shelves import FixedChance, FixedClock, content_of, objects
 
 from graincopy.core.errors import ObjectDamaged, PassphraseMissing, PassphraseWrong
 from graincopy.media.directory import DirectoryMedium

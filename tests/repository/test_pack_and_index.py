@@ -6,9 +6,9 @@ import os
 
 import numpy as np
 import pytest
-from conftest import FixedChance, back_up, content_of, grain, make, objects, reopen, store_grains
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shelves import FixedChance, back_up, content_of, grain, make, objects, reopen, store_grains
 
 from graincopy.core.errors import ObjectDamaged, ObjectMissing
 from graincopy.core.ids import PieceId, WorkloadId

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import OWNER, FixedChance, FixedClock, back_up, content_of, grain, make, objects, point_of, reopen
+from shelves import OWNER, FixedChance, FixedClock, back_up, content_of, grain, make, objects, point_of, reopen
 
 from graincopy.core.errors import (
     DiskUnknown,

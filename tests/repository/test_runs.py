@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import OWNER, back_up, content_of, grain, make, objects, point_of, reopen, store_grains
+from shelves import OWNER, back_up, content_of, grain, make, objects, point_of, reopen, store_grains
 
 from graincopy.core.errors import PointUnknown, RunFenced, RunsOpen
 from graincopy.core.ids import PointId, WorkloadId
