@@ -17,6 +17,14 @@ chmod 755 "$scratch" # some tests become an ordinary user
 venv=${GRAINCOPY_VENV:-$root/.venv}
 [ -w "$root" ] || [ -n "${GRAINCOPY_VENV:-}" ] || venv=$scratch/venv
 
+# A test of the array driver that was killed may leave the number of a loop device read-only, for whoever uses it next.
+writable_loops() {
+  local device
+  for device in /dev/loop[0-9]*; do
+    losetup "$device" >/dev/null 2>&1 || blockdev --setrw "$device" 2>/dev/null || true
+  done
+}
+
 # Whatever a test that was killed left mounted or bound below the scratch folder goes before the folder does.
 clean_up() {
   local point device
@@ -32,6 +40,7 @@ clean_up() {
       done || true
     done
   fi
+  ! is_root || writable_loops
   rm -rf --one-file-system -- "$scratch"
 }
 trap clean_up EXIT
@@ -41,7 +50,8 @@ trap 'exit 143' TERM HUP
 if is_root; then
   need mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs losetup=mount fsfreeze=util-linux \
     sfdisk=fdisk sgdisk=gdisk parted=parted getfattr=attr \
-    nbdcopy=libnbd-bin qemu-img=qemu-utils fusermount3=fuse3 mkntfs=ntfs-3g openssl=openssl
+    nbdcopy=libnbd-bin qemu-img=qemu-utils qemu-storage-daemon=qemu-system-common \
+    fusermount3=fuse3 mkntfs=ntfs-3g openssl=openssl
 else
   say "without root: tests that need loop devices, mounts and freezing are skipped and listed"
 fi

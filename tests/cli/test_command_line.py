@@ -137,4 +137,6 @@ def test_volumes_says_why_a_path_is_not_supported(tmp_path: Path, capsys: pytest
     assert run(["volumes", str(tmp_path), "--json"]) == 3
     document = json.loads(capsys.readouterr().out)
     assert document[0]["driver"] is None
-    assert all("a directory" in refusal["reason"] for refusal in document[0]["refusals"])
+    reasons = {refusal["driver"]: refusal["reason"] for refusal in document[0]["refusals"]}
+    assert all("a directory" in reasons[driver] for driver in ("reflink", "btrfs", "locked"))
+    assert all(reasons.values())

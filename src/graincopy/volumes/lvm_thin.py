@@ -1,0 +1,372 @@
+"""The lvm-thin driver (stages 3-7, 9): S is a thin logical volume, T its thin snapshot, the change map thin_delta's.
+
+S is (a) the disk itself (/dev/VG/LV), or (b) carries the ext4 or XFS on which the disk files lie. T is made by
+``lvcreate --snapshot``: device-mapper suspends S around it, which flushes S and freezes its file system, so nobody
+else may freeze it before. Each S has its own instant: LVM has no command for several, and suspending the members
+beforehand makes lvcreate lose count of the pool's transactions (docs/drivers/lvm-thin.md).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import ClassVar, TypeVar
+
+from msgspec.structs import replace
+
+from graincopy.core.clock import Clock
+from graincopy.core.errors import (
+    SnapshotFailed,
+    SourceChanged,
+    TargetLost,
+    TargetNoSpace,
+    VolumeBusy,
+    VolumeUnsupported,
+)
+from graincopy.core.ids import VolumeId
+from graincopy.model.change_map import ChangeMap, Unknown
+from graincopy.model.snapshot import Absent, Deleted, Target, TargetTag
+from graincopy.model.volume import Claim, Refusal, SourceVolume, VolumeCapabilities
+from graincopy.volumes import live
+from graincopy.volumes.base import FileImage, FileSink, PreparedGroup, VolumeDriver
+from graincopy.volumes.lvm_thin_attach import Activations
+from graincopy.volumes.lvm_thin_map import Maps
+from graincopy.volumes.lvm_thin_path import OnVolume, locate
+from graincopy.volumes.lvm_thin_report import (
+    PREFIX,
+    LogicalVolume,
+    Record,
+    decode_tags,
+    encode_tags,
+    own_tags,
+    target_name,
+    unfit,
+)
+from graincopy.volumes.lvm_thin_sink import PoolSink
+from graincopy.volumes.lvm_thin_slot import recover_slot
+from graincopy.volumes.lvm_thin_tools import Lvm, ToolFailed
+from graincopy.volumes.lvm_thin_watch import PoolLimits, PoolWatch, check_pool, room
+from graincopy.volumes.stack import Broken
+from graincopy.volumes.topology import HostFiles
+
+_Answer = TypeVar("_Answer")
+_DEVICE_MAPPER = "class/misc/device-mapper"  # below /sys: without it no volume of LVM is active here
+
+
+class LvmThinDriver(VolumeDriver):
+    """Thin snapshots of LVM. There is no state but LVM's own: T is found by its name, and its record is in its tags."""
+
+    name: ClassVar[str] = "lvm-thin"
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        limits: PoolLimits | None = None,
+        lvm: Lvm | None = None,
+        host: HostFiles | None = None,
+    ) -> None:
+        self._clock, self._limits = clock, limits or PoolLimits()
+        self._lvm, self._host = lvm or Lvm(), host or HostFiles()
+        self._maps = Maps(self._lvm)
+        self._active = Activations(self._lvm, self._find, self._maps.placement, self._watch)
+
+    def capabilities(self) -> VolumeCapabilities:
+        """``grain`` is the smallest block of a pool. One with larger blocks rounds to those: hence not ``exact``."""
+        return VolumeCapabilities(change_map=True, checkpoints=True, grain=65536, block_device=True, freeze="own")
+
+    # --- stage 3: S -------------------------------------------------------------------------------
+
+    def resolve(self, path: str) -> Claim | Refusal:
+        place = locate(path, self._host)
+        answer = place if isinstance(place, Broken) else self._claim(place)
+        if isinstance(answer, Claim):
+            return answer
+        return Refusal(path=path, driver=self.name, reason=answer.reason, remedy=answer.remedy, missing=answer.missing)
+
+    def _claim(self, place: OnVolume) -> Claim | Broken:
+        if os.geteuid() != 0:
+            return Broken("only root can make snapshots with LVM", "run graincopy as root")
+        package = self._lvm.missing()
+        if package is not None:
+            return Broken(f"{package} is needed and not there", f"apt-get install {package}")
+        try:
+            found = [one for one in self._lvm.volumes() if one.uuid == place.uuid]
+        except ToolFailed as error:
+            return Broken(str(error))
+        if not found:
+            return Broken(f"{place.path} lies on a logical volume that LVM does not list", "try pvscan --cache")
+        volume = found[0]
+        problem = unfit(volume)
+        if problem is not None:
+            return Broken(*problem)
+        what = "the path is" if place.mount is None else f"{place.mount.point} lies on"
+        return Claim(
+            path=place.path,
+            driver=self.name,
+            volume=volume.volume,
+            why=f"{what} the thin volume {volume.path} in the pool {volume.pool}",
+            inner_path=place.inner_path,
+            fs_type=place.mount.fs_type if place.mount else None,
+            mount=place.mount.point if place.mount else None,
+            size=volume.size if place.size is None else place.size,
+        )
+
+    def describe(self, volume: VolumeId) -> SourceVolume:
+        """``home_free`` is what is left of the scarcer one of data and metadata space, as a share of the pool."""
+        every = self._volumes(volume)
+        source = _source(every, volume)
+        pool = _pool_of(every, source)
+        free = 1 - max(pool.data_used or 0.0, pool.metadata_used or 0.0) if pool else 0.0
+        return SourceVolume(
+            id=volume,
+            driver=self.name,
+            size=source.size,
+            incarnation=source.incarnation,
+            allocated=round(source.size * (source.data_used or 0.0)),
+            home_size=pool.size if pool else 0,
+            home_free=round(pool.size * free) if pool else 0,
+        )
+
+    # --- stages 4 and 5: T ------------------------------------------------------------------------
+
+    def prepare(self, volumes: Sequence[VolumeId], tag: TargetTag) -> PreparedGroup:
+        """Nothing is made yet: LVM makes T and its tags in one step, at the instant. Raises TargetNoSpace, too."""
+        every = self._volumes(", ".join(volumes))
+        targets = []
+        for volume in volumes:
+            source = _source(every, volume)
+            problem = unfit(source)
+            if problem is not None:
+                raise SnapshotFailed(volume=volume, reason=problem[0])
+            made = _named(every, target_name(source, tag.run))
+            target = None if made is None else self._target(made, every)
+            if target is None:
+                check_pool(self._lvm, source.vg, source.pool, self._limits)
+                target = Target(
+                    id=target_name(source, tag.run),
+                    driver=self.name,
+                    volume=volume,
+                    size=source.size,
+                    incarnation=source.incarnation,
+                    tag=tag,
+                )
+            targets.append(target)
+        return PreparedGroup(tuple(targets), handle=every)
+
+    def snapshot(self, group: PreparedGroup) -> tuple[Target, ...]:
+        every = group.handle if isinstance(group.handle, tuple) else ()
+        for target in group.targets:
+            if _named(every, target.id) is None:
+                self._snapshot(target, _source(every, target.volume))
+        return group.targets
+
+    def _snapshot(self, target: Target, source: LogicalVolume) -> None:
+        record = Record(volume=target.volume, incarnation=target.incarnation, tag=target.tag)
+        try:
+            self._lvm.create_snapshot(source, target.id, encode_tags(record, 1))
+        except ToolFailed as error:
+            now = self._volumes(target.volume)
+            if _named(now, target.id) is not None and "already exists" in str(error):
+                return  # the same prepared group, taken once more
+            if not any(one.uuid == source.uuid and one.path == source.path for one in now):
+                raise SourceChanged(path=source.path, reason="it was removed or renamed") from error
+            if "free space in thin pool" in str(error):
+                raise TargetNoSpace(volume=f"thin pool {source.vg}/{source.pool} ({error})") from error
+            raise SnapshotFailed(volume=target.volume, reason=str(error)) from error
+
+    def settle(self, targets: Sequence[Target]) -> tuple[Target, ...]:
+        """LVM has made them durable. Here the answer is checked: T must be of the very S that was prepared."""
+        every = self._volumes(", ".join(target.volume for target in targets))
+        settled = []
+        for target in targets:
+            made = _named(every, target.id)
+            if made is None:
+                raise TargetLost(target=target.id, reason="it was removed")
+            if not target.incarnation.startswith(f"{made.origin_uuid}."):
+                raise SourceChanged(path=target.volume, reason="it was replaced by another logical volume")
+            settled.append(replace(target, size=made.size))
+        return tuple(settled)
+
+    # --- stages 6 and 7: reading ------------------------------------------------------------------
+
+    def open(self, target: Target, claim: Claim) -> AbstractContextManager[FileImage]:
+        """Raises TargetNoSpace from any read, too, when the pool fills up meanwhile."""
+        return self._active.raw(target) if claim.inner_path is None else self._active.file(target, claim)
+
+    def _watch(self, made: LogicalVolume) -> PoolWatch:
+        return PoolWatch(self._lvm, made.vg, made.pool, self._limits, self._clock)
+
+    def open_folder(self, target: Target, claim: Claim) -> AbstractContextManager[int]:
+        if claim.inner_path is None:
+            return super().open_folder(target, claim)
+        return self._active.folder(target, claim)
+
+    def changed(self, base: Target, now: Target) -> ChangeMap:
+        every = self._volumes(now.volume)
+        new, old = _named(every, now.id), _named(every, base.id)
+        if new is None:
+            raise TargetLost(target=now.id, reason="it was removed")
+        if old is None:
+            return Unknown("the checkpoint is gone")
+        return _unlike(old, new) or self._maps.changed(old, new, _pool_of(every, new))
+
+    # --- stage 9: what stays ----------------------------------------------------------------------
+
+    def retag(self, target: Target, tag: TargetTag) -> Target:
+        every = self._volumes(target.volume)
+        made = _named(every, target.id)
+        known = None if made is None else decode_tags(made.tags)
+        if made is None or known is None:
+            raise TargetLost(target=target.id, reason="it was removed" if made is None else "its tags are damaged")
+        record, generation = known
+        if record.tag != tag:
+            fresh = encode_tags(replace(record, tag=tag), generation + 1)
+            self._do(target.volume, lambda: self._lvm.change_tags(made, fresh, own_tags(made.tags)))
+        return replace(target, tag=tag)
+
+    def delete(self, target: Target) -> Deleted | Absent:
+        """Also gives back the pool's metadata snapshot when a run of ours died with it."""
+        every = self._volumes(target.volume)
+        made = _named(every, target.id)
+        if made is None:
+            return Absent()
+        try:
+            self._lvm.hide(made)  # a crash may have left it
+            self._lvm.remove(made)
+        except ToolFailed as error:
+            if _named(self._volumes(target.volume), target.id) is None:
+                return Absent()  # somebody else was quicker
+            raise VolumeBusy(volume=made.path, holder=f"somebody ({error})") from error
+        pool = _pool_of(every, made)
+        if pool is not None:
+            self._recover(pool)
+        return Deleted()
+
+    def _recover(self, pool: LogicalVolume) -> None:
+        try:
+            recover_slot(self._lvm, pool)
+        except (ToolFailed, OSError) as error:
+            reason = f"its metadata snapshot is left from a crash and cannot be released: {error}"
+            raise SnapshotFailed(volume=f"thin pool {pool.path}", reason=reason) from error
+
+    def list_targets(self, volumes: Sequence[VolumeId] = ()) -> tuple[Target, ...]:
+        """All of them, in every volume group. What they alone take LVM does not tell: ``allocated`` is 0."""
+        if os.geteuid() != 0 or not os.path.exists(f"{self._host.sys}/{_DEVICE_MAPPER}"):
+            return ()
+        try:
+            if self._lvm.missing() is not None:
+                return ()
+            every = self._lvm.volumes()
+        except ToolFailed as error:
+            raise SnapshotFailed(volume="the volume groups of this host", reason=str(error)) from error
+        return tuple(target for one in every if (target := self._target(one, every)) is not None)
+
+    # --- the way back -----------------------------------------------------------------------------
+
+    @contextmanager
+    def open_for_restore(self, claim: Claim) -> Iterator[FileSink]:
+        """Raises VolumeUnsupported where the volume, or the mount of its file system, is not there.
+
+        And TargetNoSpace from a write, before the pool is full.
+        """
+        _refuse_absent(claim)
+        # a volume's lasting name is a symbolic link, which open_sink does not follow
+        path = os.path.realpath(claim.path) if claim.identity else claim.path
+        every = self._volumes(claim.volume)
+        source = _source(every, claim.volume)
+        pool = _pool_of(every, source)
+        if pool is None:
+            raise SnapshotFailed(volume=claim.volume, reason="its thin pool is gone")
+        with live.open_sink(path) as sink:
+            yield PoolSink(sink, partial(room, self._lvm, pool, self._limits), self._watch(source).look)
+
+    # --- shared -----------------------------------------------------------------------------------
+
+    def _volumes(self, volume: str) -> tuple[LogicalVolume, ...]:
+        return self._do(volume, self._lvm.volumes)
+
+    def _do(self, volume: str, verb: Callable[[], _Answer]) -> _Answer:
+        try:
+            return verb()
+        except ToolFailed as error:
+            raise SnapshotFailed(volume=volume, reason=str(error)) from error
+
+    def _find(self, target: Target) -> tuple[LogicalVolume, Sequence[LogicalVolume]]:
+        """T, and every volume, as they are now. Raises TargetLost."""
+        try:
+            every = self._lvm.volumes()
+        except ToolFailed as error:
+            raise TargetLost(target=target.id, reason=str(error)) from error
+        made = _named(every, target.id)
+        if made is None:
+            raise TargetLost(target=target.id, reason="it was removed")
+        return made, every
+
+    def _target(self, made: LogicalVolume, every: Sequence[LogicalVolume]) -> Target | None:
+        """``made`` as a target; None when it is none of ours. Its S may be called otherwise by now."""
+        known = decode_tags(made.tags)
+        if known is None or made.segtype != "thin":
+            return None
+        record = known[0]
+        uuid = record.incarnation.split(".")[0]
+        volume = next((one.volume for one in every if one.uuid == uuid), VolumeId(record.volume))
+        return Target(
+            id=made.name,
+            driver=self.name,
+            volume=volume,
+            size=made.size,
+            incarnation=record.incarnation,
+            tag=record.tag,
+        )
+
+
+def _source(every: Sequence[LogicalVolume], volume: VolumeId) -> LogicalVolume:
+    path = volume.removeprefix(PREFIX)
+    for one in every:
+        if one.path == path:
+            return one
+    raise SnapshotFailed(volume=volume, reason="there is no such logical volume")
+
+
+def _pool_of(every: Sequence[LogicalVolume], volume: LogicalVolume) -> LogicalVolume | None:
+    return next((one for one in every if one.uuid == volume.pool_uuid), None)
+
+
+def _named(every: Sequence[LogicalVolume], name: str) -> LogicalVolume | None:
+    """The target called ``name``, if there is one. Raises TargetLost when copies of a volume group hold it twice."""
+    found = [one for one in every if one.name == name and decode_tags(one.tags) is not None]
+    if len(found) > 1:
+        raise TargetLost(target=name, reason=f"it is in several volume groups: {', '.join(one.vg for one in found)}")
+    return found[0] if found else None
+
+
+def _unlike(base: LogicalVolume, now: LogicalVolume) -> Unknown | None:
+    """Why two targets are not of one S in one pool, if so."""
+    known = decode_tags(base.tags), decode_tags(now.tags)
+    if known[0] is None or known[1] is None:
+        return Unknown("the tags of a target are damaged")
+    if base.pool_uuid != now.pool_uuid:
+        return Unknown("the volume was moved to another thin pool")
+    if known[0][0].incarnation != known[1][0].incarnation:
+        return Unknown("the volume was recreated since the checkpoint")
+    return None
+
+
+def _refuse_absent(claim: Claim) -> None:
+    """Nothing is made anew in /dev, nor in the folder that the volume is mounted over at other times."""
+    try:
+        mode = os.stat(claim.path).st_mode
+    except FileNotFoundError:
+        mode = 0
+    if claim.inner_path is None:
+        if not stat.S_ISBLK(mode):
+            reason = "the logical volume is not there; make one of the same size with lvcreate --thin first"
+            raise VolumeUnsupported(path=claim.path, reason=reason)
+    elif not mode:
+        root = claim.path.removesuffix(claim.inner_path)
+        if root != claim.path and not os.path.ismount(root):
+            raise VolumeUnsupported(path=claim.path, reason=f"its file system is not mounted at {root}")
