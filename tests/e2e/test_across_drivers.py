@@ -16,10 +16,8 @@ import story
 from instants import CLOCK, frozen, image_of, run_id, tag
 from story import GRAIN, MIB, Cli, noise
 
-from graincopy.app.wiring import Wiring
 from graincopy.core.errors import SourceInUse
 from graincopy.model.volume import Claim
-from graincopy.volumes.base import VolumeDriver
 from graincopy.volumes.btrfs import BtrfsDriver
 from graincopy.volumes.instant import take_instant
 from graincopy.volumes.places import MemoryPlaces
@@ -72,15 +70,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 
 
 @pytest.fixture
-def ground(built: Ground, plain: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
-    """Empty; subvolumes are preferred to clones."""
-    drivers = Wiring.drivers
-
-    def btrfs_first(self: Wiring) -> dict[str, VolumeDriver]:
-        found = drivers(self)
-        return {"btrfs": found["btrfs"], **found}
-
-    monkeypatch.setattr(Wiring, "drivers", btrfs_first)
+def ground(built: Ground, plain: str) -> Iterator[Ground]:
+    """Empty."""
     built.plain = plain
     yield built
     assert not frozen(built.lun.path)
@@ -93,6 +84,12 @@ def ground(built: Ground, plain: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for driver in (BtrfsDriver(places), ReflinkDriver(places)):
         for target in driver.list_targets():
             driver.delete(target)
+
+
+@pytest.fixture
+def cli(tmp_path: os.PathLike[str]) -> Cli:
+    """An empty repository; disk files on Btrfs are snapshotted with their subvolume."""
+    return Cli(os.path.join(tmp_path, "graincopy"), config="[btrfs]\nin_place = true\n").init()
 
 
 def by_name(document: Any) -> list[Any]:

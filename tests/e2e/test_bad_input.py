@@ -133,9 +133,14 @@ def nothing_between_the_commas(scene: Scene) -> Iterator[Argv]:
     yield "backup", "files:"
 
 
-@bad(2, "vm: workloads are not known")
-def unknown_kind_of_workload(scene: Scene) -> Iterator[Argv]:
-    yield "backup", "vm:web"
+@bad(14, "there is no such set")
+def unknown_set(scene: Scene) -> Iterator[Argv]:
+    yield "backup", "set:web"
+
+
+@bad(14, "there is no such subsystem; there are: libvirt, postgresql")
+def unknown_subsystem(scene: Scene) -> Iterator[Argv]:
+    yield "backup", "subsystem:web"
 
 
 # --- the freeze window ----------------------------------------------------------------------------

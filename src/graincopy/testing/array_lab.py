@@ -39,14 +39,11 @@ class ArrayFilesLab(FileLab):
     def __init__(
         self, array: Array, directories: Sequence[str], make_driver: Callable[[], VolumeDriver], clock: Clock, name: str
     ) -> None:
-        self._array, self._directories = array, tuple(directories)
+        self._array = array
         super().__init__(directories, make_driver, clock, name=name)
 
     def footprint(self) -> frozenset[str]:
-        """Mounts count below the datastores' own folders only: others may work on the same host."""
-        roots = tuple(f"mount {os.path.dirname(os.path.realpath(folder))}/" for folder in self._directories)
-        found = {each for each in super().footprint() if not each.startswith("mount ") or each.startswith(roots)}
-        return self._array.footprint() | found
+        return self._array.footprint() | super().footprint()
 
     def allocated(self, target: Target) -> int:
         return used_of(self._array, target)

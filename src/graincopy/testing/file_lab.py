@@ -116,7 +116,7 @@ class FileLab(VolumeLab):
             for folder, folders, files in os.walk(home)
             for name in (*folders, *files)
         }
-        return frozenset(found.difference(self._disks)) | _loops_over(self._watched) | _mounted()
+        return frozenset(found.difference(self._disks)) | _loops_over(self._watched) | _mounted_near(self._watched)
 
     # --- disks ------------------------------------------------------------------------------------
 
@@ -313,6 +313,9 @@ def _loops_over(folders: Sequence[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _mounted() -> frozenset[str]:
+def _mounted_near(folders: Sequence[str]) -> frozenset[str]:
+    """Mounts beside and below ``folders``: others may work on this host. One elsewhere would need a loop over them."""
+    roots = tuple(os.path.dirname(os.path.realpath(folder)).rstrip("/") + "/" for folder in folders)
     with open("/proc/self/mountinfo", "rb") as file:
-        return frozenset(f"mount {os.fsdecode(line.split()[4])}" for line in file)
+        points = [os.fsdecode(line.split()[4]) for line in file]
+    return frozenset(f"mount {point}" for point in points if point.startswith(roots))
