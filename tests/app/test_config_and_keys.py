@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from graincopy.app import host
-from graincopy.app.config import Config, load
+from graincopy.app.config import Config, explain, load
+from graincopy.app.groups import sets_and_subsystems
 from graincopy.app.settings import read_passphrase, read_settings
 from graincopy.app.wiring import wire
 from graincopy.core.errors import ConfigWrong, GraincopyError, LastKey, PassphraseWrong, UsageWrong
@@ -43,6 +44,18 @@ def test_the_users_file_is_found(tmp_path: Path) -> None:
         ("[backup]\naudit = 'some'", "backup.audit"),
         ("[backup]\nworkers = 0", "backup.workers must be more than 0"),
         ("[notify]\non = ['always']", "not always"),
+        ("[subsystem.a]\ndirectorys = ['/x']", "unknown key subsystem.a.directorys; did you mean directories?"),
+        ("[subsystem.a]\ntimeout = 3", "subsystem.a: files or directories must name something"),
+        ("[subsystem.a]\nfiles = ['x']", "subsystem.a: x is no absolute path"),
+        ("[subsystem.a]\nfiles = ['/x']\nresume = ['x']", "subsystem.a: resume without quiesce"),
+        ("[subsystem.a]\nfiles = ['/x']\npauses = true", "subsystem.a: pauses needs a quiesce command"),
+        ("[subsystem.a]\nfiles = ['/x']\ntimeout = 0", "subsystem.a: timeout must be more than 0"),
+        ("[subsystem.a]\nfiles = ['/x']\nconsistency = 'high'", "Invalid enum value 'high'"),
+        ("[subsystem.a]\nkind = 'mysql'", "subsystem.a: kind is one of plain, libvirt, postgresql"),
+        ("[set.a]\nmember = ['/x']", "unknown key set.a.member; did you mean members?"),
+        ("[set.a]\nmembers = []", "set.a: members is empty"),
+        ("[set.a]\nmembers = ['x.raw']", "absolute paths, not x.raw"),
+        ("[set.shop]\nmembers = ['set:shap']", "set.shop: there is no set:shap; did you mean set:shop?"),
         ("repo = ", "Invalid value"),
         ("repo = 5", "Expected `str`"),
     ],
@@ -51,6 +64,23 @@ def test_what_is_wrong_is_said(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigWrong) as refused:
         load(write(tmp_path, text), {})
     assert says in refused.value.message
+
+
+def test_sets_and_subsystems_are_read_explained_and_listed(tmp_path: Path) -> None:
+    text = (
+        "[set.shop]\nmembers = ['vm:web', 'subsystem:mail', '/ds1/a.raw']\n"
+        "[subsystem.mail]\ndirectories = ['/etc/mail']\nquiesce = ['stop', 'it']\npauses = true\n"
+    )
+    path = write(tmp_path, text)
+    config, _ = load(path, {})
+    assert config.subsystem["mail"].consistency == "application"
+    lines = explain(config, path)
+    for line in ("[set.shop]", "[subsystem.mail]", 'quiesce = ["stop", "it"]', "pauses = true"):
+        assert line in lines
+    assert 'members = ["vm:web", "subsystem:mail", "/ds1/a.raw"]' in lines
+    listed = {one["workload"]: one["members"] for one in sets_and_subsystems(wire(read_settings(path, None)))}
+    assert set(listed) == {"set:shop", "subsystem:libvirt", "subsystem:mail", "subsystem:postgresql"}
+    assert listed["subsystem:mail"] == ["/etc/mail"]
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

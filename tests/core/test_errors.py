@@ -19,6 +19,7 @@ from graincopy.core.errors import (
 COMMANDS = {
     "init", "backup", "points", "show", "diff", "restore", "undo", "serve-nbd", "mount", "files", "extract", "expire",
     "collect", "check", "key", "volumes", "targets", "validate-volume", "validate-medium", "doctor", "config",
+    "workloads", "verify",
 }  # fmt: skip
 SUBCOMMANDS = {"key": {"add", "list", "remove", "rotate"}, "config": {"check"}}
 PROSE = {"as", "that", "left"}  # "graincopy left", "the graincopy that made it"

@@ -93,27 +93,16 @@ class Scene:
         return int(self.lab.connection().lookupByName(name).state()[0])
 
     def ask(self, name: str, command: str) -> tuple[int, str]:
-        """A shell command in the guest of the domain ``name``, whose control channel libvirt has placed."""
+        """A shell command in the guest of the domain ``name``, whose control channel libvirt has placed.
+
+        It may come more than once: QEMU hangs up on who calls while the guest is about to open its end.
+        """
         found = re.findall(r"<source mode='bind' path='([^']*graincopy\.control)'", self.xml(name))
-        path = (
-            found[0]
-            .replace("/var/lib/libvirt", f"{self.lab.folder}/lib")
-            .replace("/run/libvirt", f"{self.lab.folder}/run")
-        )
-        with socket.socket(socket.AF_UNIX) as talk:
-            talk.settimeout(PATIENCE)
-            folder = os.open(os.path.dirname(path), os.O_PATH)
-            try:
-                talk.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
-            finally:
-                os.close(folder)
-            talk.sendall(command.encode() + b"\n")
-            said = b""
-            while not said.endswith(b"\n"):
-                more = talk.recv(4096)
-                assert more, f"the guest closed its control channel after {said!r}"
-                said += more
-        status, _, text = said.decode().strip().partition(" ")
+        path = found[0].replace("/var/lib/libvirt", f"{self.lab.folder}/lib")
+        path = path.replace("/run/libvirt", f"{self.lab.folder}/run")
+        said: list[bytes] = []
+        wait(lambda: _talk(path, command.encode(), said), f"{name} does not answer")
+        status, _, text = said[0].decode().strip().partition(" ")
         return int(status), text
 
     def forget(self, name: str) -> None:
@@ -128,3 +117,25 @@ class Scene:
 
     def wait_names(self, gone: str) -> None:
         wait(lambda: gone not in " ".join(self.names()), f"{gone} does not go")
+
+
+def _talk(path: str, line: bytes, said: list[bytes]) -> bool:
+    """Send ``line`` to the socket at ``path``, which may be a long one, and add the answer; False without one."""
+    folder = os.open(os.path.dirname(path), os.O_PATH)
+    try:
+        with socket.socket(socket.AF_UNIX) as talk:
+            talk.settimeout(PATIENCE)
+            talk.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+            talk.sendall(line + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n"):
+                more = talk.recv(4096)
+                if not more:
+                    return False
+                answer += more
+    except ConnectionError:
+        return False
+    finally:
+        os.close(folder)
+    said.append(answer)
+    return True

@@ -104,54 +104,80 @@ def test_killed_again_and_again_the_same_command_goes_on_and_no_write_is_lost(sc
 class Bare:
     """A QEMU without libvirt and without a guest: qemu-io commands through its monitor are what a guest would do."""
 
-    def __init__(self, folder: Path, exports: dict[str, Export]) -> None:
-        self.socket = str(folder / "qmp")
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.socket = folder, str(folder / "qmp")
         self.process = subprocess.Popen(
             [
                 *("qemu-system-x86_64", "-machine", "none", "-display", "none", "-nodefaults", "-S"),
                 *("-qmp", f"unix:{self.socket},server=on,wait=off"),
             ]
         )
-        wait(lambda: os.path.exists(self.socket), "no monitor")
-        self.monitor = Monitor.connect(self.socket)
-        for node, export in exports.items():
-            self.monitor.run("blockdev-add", overlay_options(node, str(folder / f"{node}.qcow2"), export))
+        try:
+            wait(lambda: os.path.exists(self.socket), "no monitor")
+            self.monitor = Monitor.connect(self.socket)
+        except BaseException:
+            kill(self.process)
+            raise
+
+    def add(self, node: str, export: Export) -> None:
+        for options in overlay_options(node, str(self.folder / f"{node}.qcow2"), export):
+            self.monitor.run("blockdev-add", options)
 
     def io(self, node: str, command: str) -> str:
         return str(self.monitor.run("human-monitor-command", {"command-line": f'qemu-io {node} "{command}"'}))
 
     def close(self) -> None:
+        """In order, so that the image is whole."""
+        with contextlib.suppress(OSError, QmpRefused):
+            self.monitor.run("quit")
         self.monitor.close()
-        self.process.terminate()
-        self.process.wait(PATIENCE)
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            kill(self.process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def serve(folder: Path, export: Export) -> subprocess.Popen[bytes]:
+    """``base`` as the view would show it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(export.socket)
+    line = ["qemu-nbd", "-t", "-r", "-f", "raw", "-k", export.socket, "-x", export.name, str(folder / "base")]
+    process = subprocess.Popen(line)
+    try:
+        wait(lambda: os.path.exists(export.socket), "no export")
+    except BaseException:
+        kill(process)
+        raise
+    return process
 
 
 def test_a_qemu_without_libvirt_pulls_by_its_own_protocol(tmp_path: Path) -> None:
     content = bytearray(os.urandom(8 * MIB))
     (tmp_path / "base").write_bytes(content)
     export = Export(str(tmp_path / "nbd"), "disk one")
-    serve = ["qemu-nbd", "-t", "-r", "-f", "raw", "-k", export.socket, "-x", export.name, str(tmp_path / "base")]
     seen: list[Progress] = []
-    with subprocess.Popen(serve) as server:
-        wait(lambda: os.path.exists(export.socket), "no export")
+    with contextlib.ExitStack() as held:
+        first = serve(tmp_path, export)
+        held.callback(kill, first)
         make_overlay(str(tmp_path / "vda.qcow2"), 8 * MIB, export)
-        bare = Bare(tmp_path, {"vda": export})
-        try:
-            bare.io("vda", "write -P 0x61 1M 64k")
-            server.kill()
-            server.wait()
-            os.unlink(export.socket)
-            puller = QmpPuller(bare.monitor)
-            with contextlib.suppress(QmpRefused):
-                puller.begin("vda")  # without the view it ends in an error
-            assert not puller.look("vda").ended and not puller.revive()
-            with subprocess.Popen(serve) as again:
-                pull_all(puller, "bare", {"vda": 8 * MIB}, SystemClock(), seen.append)
-                again.kill()
-            assert puller.look("vda") == Pull(0, 0, running=False, ended=True)
-            bare.io("vda", "write -P 0x62 2M 64k")
-        finally:
-            bare.close()
+        bare = Bare(tmp_path)
+        held.callback(bare.close)
+        bare.add("vda", export)
+        bare.io("vda", "write -P 0x61 1M 64k")
+        kill(first)
+        puller = QmpPuller(bare.monitor)
+        with contextlib.suppress(QmpRefused):
+            puller.begin("vda")  # without the view it ends in an error
+        assert not puller.look("vda").ended and not puller.revive()
+        held.callback(kill, serve(tmp_path, export))
+        pull_all(puller, "bare", {"vda": 8 * MIB}, SystemClock(), seen.append)
+        assert puller.look("vda") == Pull(0, 0, running=False, ended=True)
+        bare.io("vda", "write -P 0x62 2M 64k")
     assert seen[-1] == Progress("vda", 8 * MIB, 8 * MIB)
     content[MIB : MIB + 65536] = b"a" * 65536
     content[2 * MIB : 2 * MIB + 65536] = b"b" * 65536

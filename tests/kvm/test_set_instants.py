@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from restore_scene import Scene
@@ -53,6 +54,11 @@ class Turns:
             self._write(self.agent, self.number + 1, "of=/mnt/vdb/turn")
             self.number += 1
 
+    def wait_for_more(self) -> None:
+        """Until another turn is done."""
+        before = self.number
+        wait(lambda: self.number > before or self.failed, "the turns do not go on")
+
     def _write(self, guest: Guest, number: int, where: str) -> None:
         """One sector in one write."""
         code, said = guest.run(f"printf %512d {number} | dd iflag=fullblock bs=512 count=1 conv=notrunc,fsync {where}")
@@ -80,21 +86,31 @@ def writing(guests: GuestLab, cloned: str, name: str, *, fs: bool) -> Iterator[G
         yield guest
 
 
-def test_every_point_of_a_set_is_one_instant(guests: GuestLab, tmp_path_factory: pytest.TempPathFactory) -> None:
-    scene = Scene(guests, str(tmp_path_factory.mktemp("sets")))
+def test_every_point_of_a_set_is_one_instant(guests: GuestLab, tmp_path: Path) -> None:
+    scene = Scene(guests, str(tmp_path))
+    freezes = take_points(scene, POINTS)
+    assert all(freeze > 0 for freeze in freezes)
+    last = (0, 0)
+    for back in reversed(range(POINTS)):
+        last = must_be_one_instant(scene, back, *last)
+
+
+def take_points(scene: Scene, points: int) -> list[float]:
+    """Back up the set while everybody writes; how long the guests stood still each time."""
     with open(scene.config, "a") as file:
         file.write('[set.shop]\nmembers = ["vm:till", "vm:ledger"]\n[freeze]\ndeadline = 20\n')
-    with store(os.path.join(guests.folder, "tills")) as cloned:
-        with writing(guests, cloned, "till", fs=False) as till, writing(guests, cloned, "ledger", fs=True) as ledger:
-            with going_round(till, ledger) as turns:
-                for number in range(POINTS):
-                    before = turns.number
-                    wait(lambda: turns.number > before or turns.failed, "the turns do not go on")  # noqa: B023
-                    back_up(scene, first=not number)
-            assert ledger.status() == (True, True) and till.domain().info()[0] == 1
-        last = (0, 0)
-        for back in reversed(range(POINTS)):
-            last = must_be_one_instant(scene, back, *last)
+    with (
+        store(os.path.join(scene.lab.folder, "tills")) as cloned,
+        writing(scene.lab, cloned, "till", fs=False) as till,
+        writing(scene.lab, cloned, "ledger", fs=True) as ledger,
+    ):
+        freezes = []
+        with going_round(till, ledger) as turns:
+            for number in range(points):
+                turns.wait_for_more()
+                freezes.append(back_up(scene, first=not number))
+        assert ledger.status() == (True, True) and till.domain().info()[0] == 1
+    return freezes
 
 
 @contextlib.contextmanager
@@ -111,13 +127,15 @@ def going_round(plain: Guest, agent: Guest) -> Iterator[Turns]:
     assert not turns.failed and not thread.is_alive()
 
 
-def back_up(scene: Scene, *, first: bool) -> None:
+def back_up(scene: Scene, *, first: bool) -> float:
+    """One more point; for how many milliseconds the guests stood still."""
     point = scene.run("backup", "set:shop")
     assert {disk["driver"] for disk in point["disks"]} == {"qemu", "reflink"}
     assert scene.run("show", "latest")["instant"] == "one"
     if not first:
         assert {disk["change_map"] for disk in point["disks"]} == {"bitmap", "extents"}, point["disks"]
     assert len(point["disks"]) == 4
+    return float(point["freeze_ms"])
 
 
 def must_be_one_instant(scene: Scene, back: int, last: int, number: int) -> tuple[int, int]:

@@ -11,7 +11,10 @@ from graincopy.core.errors import DONE
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """``document`` is plain JSON values, None when it was printed already; ``warnings`` go to stderr and, with exit code 3, into the document."""
+    """``document`` is plain JSON values, None when it was printed already.
+
+    ``warnings`` go to stderr and, with exit code 3, into the document.
+    """
 
     document: object
     lines: tuple[str, ...]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
+import typing
 
 import msgspec
 
 from graincopy.core.errors import ConfigWrong
+from graincopy.model.subsystem import Subsystem, wrong
 
 SYSTEM_CONFIG = "/etc/graincopy/config.toml"
 
@@ -60,6 +63,66 @@ class Paths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache: str = ""
 
 
+class FlashCopyArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[flashcopy.NAME]``: an IBM Storage Virtualize array. A key or a password, each from a file."""
+
+    host: str  # its address
+    user: str
+    host_name: str  # what the array calls this host: targets are mapped to it
+    port: int = 22
+    key_file: str = ""
+    password_file: str = ""
+    known_hosts: str = ""  # empty: ~/.ssh/known_hosts
+    pool: str = ""  # where targets are made; empty: in the source's own pool
+    wait: float = 0.0  # seconds to wait for another target of the same volume before giving up
+    connect_timeout: float = 15.0  # seconds
+    command_timeout: float = 60.0  # seconds
+    devices: str = "/dev/disk/by-id"  # where LUNs appear by their WWN
+
+
+class Rbd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[rbd]``: how Ceph is reached, and where its images are looked for. Empty: as Ceph's own configuration says."""
+
+    conf: str = ""  # path of ceph.conf; empty: CEPH_CONF, or /etc/ceph/ceph.conf where that exists
+    id: str = "admin"  # cephx user, without "client."
+    keyring: str = ""
+    timeout: float = 30.0  # seconds after which a cluster that does not answer is given up
+    pools: tuple[str, ...] = ()  # POOL or POOL/NAMESPACE: where targets are looked for besides the known places
+    fuse: tuple[str, ...] = ()  # FOLDER=POOL: rbd-fuse shows the images of POOL there
+    whole_objects: bool = False  # take whole objects as changed, not the bytes in them
+
+
+class Btrfs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[btrfs]``: which disks on Btrfs are snapshotted with their whole subvolume."""
+
+    in_place: bool = (
+        False  # disk files too, not LUN images only: a checkpoint then keeps what their neighbours overwrite
+    )
+
+
+class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[qemu]``: running QEMUs that libvirt does not manage, and room for what they are about to overwrite."""
+
+    monitors: tuple[str, ...] = ()  # QMP sockets
+    nbd: tuple[str, ...] = ()  # MONITOR=SOCKET: where the NBD server of that QEMU listens, if it has one already
+    scratch: str = ""  # folder for scratch files; empty: in the state folder
+    timeout: float = 30.0  # seconds after which a QEMU that does not answer is given up
+
+
+class MemberSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[set.NAME]``: what ``set:NAME`` backs up at one instant; the name is its identity, members may change."""
+
+    members: tuple[str, ...]  # each as on the command line: vm:NAME, subsystem:NAME, set:NAME, an absolute PATH
+
+
+class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[vm]``: virtual machines, through libvirt."""
+
+    uri: str = "qemu:///system"
+    exclude: tuple[str, ...] = ()  # disks to leave out: "vdb", "web:vdb", a NAME or a path
+    application: tuple[str, ...] = ()  # machines whose guest hooks quiesce their applications
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -71,6 +134,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     collect: Collect = Collect()
     notify: Notify = Notify()
     paths: Paths = Paths()
+    flashcopy: dict[str, FlashCopyArray] = {}
+    rbd: Rbd = Rbd()
+    vm: Vm = Vm()
+    qemu: Qemu = Qemu()
+    btrfs: Btrfs = Btrfs()
+    set: dict[str, MemberSet] = {}
+    subsystem: dict[str, Subsystem] = {}
 
 
 def load(explicit: str | None, environ: dict[str, str]) -> tuple[Config, str | None]:
@@ -113,6 +183,16 @@ def _refuse_unknown(path: str, table: dict[str, object], shape: type[msgspec.Str
         inner = known[key]
         if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             _refuse_unknown(path, value, inner, f"{where}{key}.")
+        elif isinstance(value, dict):
+            _refuse_unknown_in(path, value, inner, f"{where}{key}.")
+
+
+def _refuse_unknown_in(path: str, tables: dict[str, object], kind: object, where: str) -> None:
+    """The same for tables that have names, as in ``[set.NAME]``."""
+    shape = typing.get_args(kind)[-1:]
+    for name, table in tables.items():
+        if shape and isinstance(table, dict) and issubclass(shape[0], msgspec.Struct):
+            _refuse_unknown(path, table, shape[0], f"{where}{name}.")
 
 
 def _refuse_values(path: str, config: Config) -> None:
@@ -125,9 +205,41 @@ def _refuse_values(path: str, config: Config) -> None:
     for name, value in (("freeze.deadline", config.freeze.deadline), ("backup.workers", config.backup.workers)):
         if value <= 0:
             raise ConfigWrong(path=path, reason=f"{name} must be more than 0")
-    strange = set(config.notify.on) - {"success", "warning", "failure"}
+    if config.rbd.timeout < 1:
+        raise ConfigWrong(path=path, reason="rbd.timeout must be at least 1")
+    for entry in config.rbd.fuse:
+        if not re.fullmatch(r"/.*=[^=]+", entry):
+            raise ConfigWrong(path=path, reason=f"rbd.fuse: {entry} is not FOLDER=POOL")
+    if config.qemu.timeout <= 0:
+        raise ConfigWrong(path=path, reason="qemu.timeout must be more than 0")
+    for entry in config.qemu.nbd:
+        if entry.partition("=")[0] not in config.qemu.monitors or not entry.partition("=")[2].startswith("/"):
+            raise ConfigWrong(path=path, reason=f"qemu.nbd: {entry} is not MONITOR=SOCKET with one of qemu.monitors")
+    for name in config.flashcopy:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise ConfigWrong(path=path, reason=f"flashcopy.{name}: the name of an array has letters, digits and _.-")
+    _refuse_members(path, config)
+    strange = {*config.notify.on} - {"success", "warning", "failure"}
     if strange:
         raise ConfigWrong(path=path, reason=f"notify.on knows success, warning and failure, not {min(strange)}")
+
+
+def _refuse_members(path: str, config: Config) -> None:
+    for name, subsystem in config.subsystem.items():
+        trouble = wrong(subsystem)
+        if trouble:
+            raise ConfigWrong(path=path, reason=f"subsystem.{name}: {trouble}")
+    for name, found in config.set.items():
+        if not found.members:
+            raise ConfigWrong(path=path, reason=f"set.{name}: members is empty")
+        for member in found.members:
+            if not re.match(r"(vm|set|subsystem|rbd):.|(files:)?/", member):
+                kinds = "vm:NAME, subsystem:NAME, set:NAME, rbd:POOL/IMAGE and absolute paths"
+                raise ConfigWrong(path=path, reason=f"set.{name}: members are {kinds}, not {member}")
+            if member.startswith("set:") and member[4:] not in config.set:
+                near = difflib.get_close_matches(member[4:], config.set, 1)
+                hint = f"; did you mean set:{near[0]}?" if near else ""
+                raise ConfigWrong(path=path, reason=f"set.{name}: there is no {member}{hint}")
 
 
 def explain(config: Config, path: str | None) -> tuple[str, ...]:
@@ -139,10 +251,16 @@ def explain(config: Config, path: str | None) -> tuple[str, ...]:
         if isinstance(value, msgspec.Struct):
             lines.append(f"[{section.name}]")
             lines += [f"{name} = {_toml(item)}" for name, item in msgspec.structs.asdict(value).items()]
+        elif isinstance(value, dict):
+            for name, settings in value.items():
+                lines.append(f"[{section.name}.{name}]")
+                lines += [f"{key} = {_toml(item)}" for key, item in msgspec.structs.asdict(settings).items()]
     return tuple(lines)
 
 
 def _toml(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)

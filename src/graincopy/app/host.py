@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import secrets
 import time
 
@@ -36,6 +37,13 @@ class SystemChance:
     def below(self, limit: int) -> int:
         """An integer in ``[0, limit)``."""
         return secrets.randbelow(limit)
+
+
+def raise_file_limit() -> None:
+    """As many open files as this process may have: a restore in place holds every file of a directory at a time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def this_process() -> Owner:

@@ -14,11 +14,12 @@ from graincopy.app import host
 from graincopy.app.answer import Answer, table
 from graincopy.app.config import explain
 from graincopy.app.shown import when
-from graincopy.app.wiring import Wiring
+from graincopy.app.wiring import BEYOND_PATHS, Wiring
 from graincopy.core.errors import DONE, WARNED, ConformanceFailed, GraincopyError, OutputUnfit, printable
 from graincopy.core.units import format_size
 from graincopy.model.reap import Decision, Delete, Keep
 from graincopy.model.volume import Claim
+from graincopy.repository.repository import Repository
 from graincopy.workflow.context import resolve
 from graincopy.workflow.reap import reap, survey_targets
 
@@ -32,7 +33,7 @@ def volumes(wiring: Wiring, values: Values) -> Answer:
     lines: list[str] = []
     unsupported = False
     for text in values["path"]:
-        path = os.path.realpath(text)
+        path = text if text.startswith(BEYOND_PATHS) else os.path.realpath(text)
         answers = [driver.resolve(path) for driver in drivers.values()]
         best = resolve(drivers, path)
         refusals = [answer for answer in answers if not isinstance(answer, Claim)]
@@ -62,6 +63,9 @@ def volumes(wiring: Wiring, values: Values) -> Answer:
     return Answer(documents, tuple(lines), WARNED if unsupported else DONE)
 
 
+_AT_ONCE = "a machine that is brought back at once"
+
+
 def targets(wiring: Wiring, values: Values) -> Answer:
     """What is on the storage, who owns it, and with --reap: remove what nobody needs."""
     failures: tuple[str, ...] = ()
@@ -75,7 +79,7 @@ def targets(wiring: Wiring, values: Values) -> Answer:
     if values["reap"] and not values["dry_run"]:
         assert repository is not None
         reaped = reap(wiring.context(repository), silence=values["silence"])
-        decisions, failures = reaped.decisions, reaped.failures
+        decisions, failures = reaped.decisions, reaped.failures + _reap_trials(wiring, repository)
     else:
         decisions = survey_targets(wiring.drivers(), repository, host.alive, host.SystemClock().now(), wiring.limits())
     rows = [
@@ -96,10 +100,27 @@ def targets(wiring: Wiring, values: Values) -> Answer:
     }
     head = ("TARGET", "ROLE", "ALLOCATED", "CREATED", "STATE", "WHY")
     lines = table(head, rows) + tuple(
-        f"restore {record['restore']} of {', '.join(record['paths'])}: {record['state']}"
+        f"restore {record['restore']} of {', '.join(record['paths']) or _AT_ONCE}: {record['state']}"
         for record in _restores(repository)
     )
     return Answer(document, lines, WARNED if failures else DONE, failures)
+
+
+def _reap_trials(wiring: Wiring, repository: Repository) -> tuple[str, ...]:
+    """Machines that trials left. libvirt is only asked where one has left a folder: it may well not be there."""
+    from graincopy.app.trial import link, machine_runtime
+
+    runtime = machine_runtime(wiring)
+    if not os.path.isdir(runtime) or not os.listdir(runtime):
+        return ()
+    from graincopy.workflow.trial import reap_trials
+
+    try:
+        with link(wiring) as libvirt:
+            reap_trials(wiring.context(repository), libvirt, runtime)
+    except GraincopyError as failure:
+        return (f"machines of trials that died: {failure}",)
+    return ()
 
 
 def _restores(repository: Any) -> list[dict[str, Any]]:
@@ -188,10 +209,14 @@ TOOLS = (
     ("losetup", "util-linux", "LUN image files under loop devices"),
     ("fsfreeze", "util-linux", "thawing by hand what somebody left frozen"),
     ("fusermount3", "fuse3", "graincopy mount"),
+    ("lvs", "lvm2", "LVM's thin volumes"),
+    ("thin_delta", "thin-provisioning-tools", "what changed on LVM's thin volumes"),
 )
 MODULES = (
     ("mfusepy", "fuse", "graincopy mount, and files inside XFS and Btrfs"),
+    ("asyncssh", "flashcopy", "IBM Storage Virtualize arrays"),
     ("pytsk3", "guest", "files inside ext4 and NTFS"),
+    ("libvirt", "libvirt", "virtual machines, vm:NAME"),
 )
 
 

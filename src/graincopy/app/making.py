@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from graincopy.app.answer import Answer, table
+from graincopy.app.host import raise_file_limit
 from graincopy.app.notify import notify
 from graincopy.app.shown import disk_table, plan_answer, point_document, point_line
 from graincopy.app.wiring import Wiring
-from graincopy.core.errors import DONE, WARNED, GraincopyError, UsageWrong
+from graincopy.core.errors import DONE, WARNED, GraincopyError, UsageWrong, printable
 from graincopy.core.units import format_duration, format_size, parse_size
 from graincopy.model.audit import AuditAmount
 from graincopy.model.restore_point import RestorePoint
-from graincopy.model.workload import Workload
 from graincopy.volumes.new_file import NewFiles
 from graincopy.workflow.backup import BackupOutcome, BackupWish
 from graincopy.workflow.backup import backup as run_backup
@@ -66,7 +66,9 @@ def backup(wiring: Wiring, values: Values) -> Answer:
 
 
 def _backup(wiring: Wiring, values: Values) -> Answer:
-    workload = _workload(wiring, values)
+    raise_file_limit()
+    source = wiring.source(values["exclude"] or ())
+    workload = source.describe(values["workload"], values["name"])
     repository = wiring.repository()
     context = wiring.context(repository)
     if values["dry_run"]:
@@ -77,18 +79,7 @@ def _backup(wiring: Wiring, values: Values) -> Answer:
         keep_checkpoint=not values["no_checkpoint"],
         allow_partial=values["allow_partial"],
     )
-    return _backup_answer(context, run_backup(context, wiring.source(), workload, wish))
-
-
-def _workload(wiring: Wiring, values: Values) -> Workload:
-    """One workload of all WORKLOADs; what has no known prefix is a path."""
-    paths: list[str] = []
-    for text in values["workload"]:
-        prefix, colon, rest = text.partition(":")
-        if colon and prefix in ("vm", "set", "subsystem"):
-            raise UsageWrong(what=f"{prefix}: workloads are not known to this graincopy yet; name the disk files")
-        paths += rest.split(",") if colon and prefix == "files" else [text]
-    return wiring.source().describe(paths, values["name"])
+    return _backup_answer(context, run_backup(context, source, workload, wish))
 
 
 def _check_audit(text: str | None) -> None:
@@ -112,6 +103,7 @@ def _backup_answer(context: Context, outcome: BackupOutcome) -> Answer:
     lines = (
         f"restore point {point.id} of {point.workload_name} in {format_duration(point.duration_s)}{frozen}",
         *disk_table(point),
+        *(f"note: {printable(note)}" for note in point.notes),
         *_audit_lines(point),
     )
     return Answer(document, lines, WARNED if outcome.warnings else DONE, outcome.warnings)
@@ -131,22 +123,33 @@ def restore(wiring: Wiring, values: Values) -> Answer:
     """Bring disks back, in place or as new files."""
     if bool(values["in_place"]) == bool(values["to"]):
         raise UsageWrong(what="restore needs one of --in-place and --to DIR")
+    raise_file_limit()
     repository = wiring.repository()
     context = wiring.context(repository)
     point = repository.find_point(values["point"])
     disks = repository.find_disks(point, values["disk"])
     if values["dry_run"]:
         return plan_answer(plan_restore(context, point, disks, values["to"], values["compare"]))
+    if concerns_machines(point, values):
+        from graincopy.app.recovering import recover
+
+        return recover(wiring, context, point, disks, values)
     reap(context)
     if values["to"]:
         folder = NewFiles(values["to"])
         exported = restore_to(context, point, disks, folder, preallocate=values["preallocate"])
-        return _restore_answer(None, point, None, exported.disks, exported.warnings)
+        return restore_answer(None, point, None, exported.disks, exported.warnings)
     outcome = restore_in_place(context, point, disks, compare=values["compare"])
-    return _restore_answer(outcome.restore, point, outcome.undo, outcome.disks, outcome.warnings)
+    return restore_answer(outcome.restore, point, outcome.undo, outcome.disks, outcome.warnings)
 
 
-def _restore_answer(
+def concerns_machines(point: RestorePoint, values: Values) -> bool:
+    """Whether libvirt has a say: disks go back under machines, or something was asked that only it can do."""
+    asked = any(values[name] for name in ("as", "vm", "onto", "instant", "stop", "force_stop", "start"))
+    return asked or (bool(values["in_place"]) and any(name.startswith("libvirt/") for name in point.definitions))
+
+
+def restore_answer(
     restore_id: str | None,
     point: RestorePoint,
     undo_id: str | None,
@@ -161,6 +164,7 @@ def _restore_answer(
             {
                 "name": disk.name,
                 "target": disk.target,
+                "format": disk.format,
                 "how": disk.how,
                 "differing_bytes": disk.differing_bytes,
                 "written_bytes": disk.written_bytes,

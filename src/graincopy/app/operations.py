@@ -15,7 +15,7 @@ class Input:
 
     name: str
     help: str
-    kind: str = "text"  # "text", "flag", "number", "many" (one or more), "any" (none or more), "optional"
+    kind: str = "text"  # "text", "flag", "number", "many" (one or more), "any" (none or more), "optional", "repeated"
     metavar: str = ""
     default: object = None
     choices: tuple[str, ...] = ()
@@ -79,8 +79,16 @@ OPERATIONS = Table(
             "take one consistent restore point of a workload",
             "graincopy.app.making:backup",
             (
-                Input("workload", "PATH, or files:PATH,PATH", kind="many", metavar="WORKLOAD"),
+                Input(
+                    "workload",
+                    "PATH, files:PATH,PATH, rbd:POOL/IMAGE, vm:NAME, set:NAME or subsystem:NAME",
+                    kind="many",
+                    metavar="WORKLOAD",
+                ),
                 Input("--name", "a stable name for these files; default: derived from their paths"),
+                Input(
+                    "--exclude", "leave this disk of a VM out (vdb, or web:vdb); may be repeated", "repeated", "DISK"
+                ),
                 Input("--audit", "how much of what is called unchanged is re-read: 64, 5%%, all or 0"),
                 Input("--no-checkpoint", "leave nothing on the storage; the next backup compares", kind="flag"),
                 Input("--allow-partial", "publish a flagged point even when parts cannot be read", kind="flag"),
@@ -88,6 +96,7 @@ OPERATIONS = Table(
             (
                 "graincopy backup /ds1/web.raw /ds2/db.raw",
                 "graincopy backup --name shop /ds1/web.raw --dry-run",
+                "graincopy backup vm:web --exclude vdb",
             ),
             "Several WORKLOADs make one restore point, at one instant where the storage allows it.",
             changes=True,
@@ -128,15 +137,47 @@ OPERATIONS = Table(
                 Input("--to", "write each disk as a new file DIR/NAME", metavar="DIR"),
                 Input("--compare", "find the difference by reading everything; for use after a crash", kind="flag"),
                 Input("--preallocate", "with --to: take the whole space at once", kind="flag"),
+                Input("--as", "with --to: define the virtual machine anew under this name", metavar="NEWVM"),
+                Input("--vm", "which machine, where the restore point holds several", metavar="NAME"),
+                Input("--onto", "with --to: write this disk onto a block device instead", "repeated", "DISK=DEVICE"),
+                Input("--instant", "start NEWVM at once, and pull its disks to their place meanwhile", kind="flag"),
+                Input("--stop", "in place: shut the machines down first", kind="flag"),
+                Input("--stop-timeout", "seconds that they have for it; default: 120", kind="number", metavar="S"),
+                Input("--force-stop", "pull the plug of one that does not shut down in time", kind="flag"),
+                Input("--start", "start the machines when their disks are back", kind="flag"),
+                *_HYBRID,
             ),
             (
                 "graincopy restore latest~3 --in-place",
                 "graincopy restore 3f9c --disk web.raw --to /restore",
+                "graincopy restore latest --in-place --stop --start",
+                "graincopy restore latest --to /vms/web2 --as web2 --start",
+                "graincopy restore latest --instant --to /vms/web2 --as web2",
             ),
             "In place, an undo is kept first; graincopy undo takes the restore back. A restore that was cut off is"
-            " finished by the same command.",
+            " finished by the same command. --instant may be given --to NEWVM alone: its disks go into a folder of"
+            " that name beside the original ones. --medium-only and --trust-map go with --instant.",
             changes=True,
             results=(_WARNED,),
+        ),
+        Operation(
+            "verify",
+            "start a virtual machine from a throw-away copy, and see whether it lives",
+            "graincopy.app.trial:verify",
+            (
+                _POINT,
+                Input("--boot", "start it: without a network, under another name, until it gives a sign", kind="flag"),
+                Input("--vm", "which machine, where the restore point holds several", metavar="NAME"),
+                Input("--until", "sign of life: agent, or console:TEXT; default: agent", metavar="SIGN"),
+                Input("--timeout", "seconds to wait for it; default: 300", kind="number", metavar="S"),
+                Input("--picture", "write what its screen showed at the end to FILE (PNG)", metavar="FILE"),
+            ),
+            (
+                "graincopy verify latest --boot",
+                "graincopy verify latest --boot --vm web --until 'console:login:' --timeout 120",
+            ),
+            "Everything is read from the medium. Result, duration and picture are kept beside the restore point;"
+            " graincopy show lists them.",
         ),
         Operation(
             "undo",
@@ -273,6 +314,15 @@ OPERATIONS = Table(
             "graincopy.app.looking:volumes",
             (Input("path", "disk files or devices", kind="many", metavar="PATH"),),
             ("graincopy volumes /ds1/web.raw",),
+            opens=False,
+        ),
+        Operation(
+            "workloads",
+            "list virtual machines, sets and subsystems that can be backed up",
+            "graincopy.app.machines:workloads",
+            (),
+            ("graincopy workloads", "graincopy workloads --json"),
+            results=(_WARNED,),
             opens=False,
         ),
         Operation(

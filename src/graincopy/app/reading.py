@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from graincopy.app.answer import Answer, table
-from graincopy.app.shown import disk_table, point_document, point_line, when
+from graincopy.app.shown import disk_table, point_document, point_line, trial_document, trial_line, when
 from graincopy.app.wiring import Wiring
 from graincopy.core.errors import printable
 from graincopy.core.ids import WorkloadId
@@ -50,7 +50,9 @@ def workload_named(repository: Repository, text: str | None) -> WorkloadId | Non
 
 def show(wiring: Wiring, values: Values) -> Answer:
     """One restore point, whole."""
-    point = wiring.repository().find_point(values["point"])
+    repository = wiring.repository()
+    point = repository.find_point(values["point"])
+    trials = repository.history.of(point.id)
     freeze = "nothing was frozen" if point.freeze_ms is None else f"writers held {point.freeze_ms:.0f} ms"
     lines = (
         f"restore point {point.id}",
@@ -60,8 +62,9 @@ def show(wiring: Wiring, values: Values) -> Answer:
         *disk_table(point),
         *(f"  {printable(disk.name)}: {printable(disk.path)} on {printable(disk.volume)}" for disk in point.disks),
         *(f"warning: {printable(warning)}" for warning in point.warnings),
+        *(trial_line(trial) for trial in trials),
     )
-    return Answer(point_document(point), lines)
+    return Answer(point_document(point) | {"trials": [trial_document(trial) for trial in trials]}, lines)
 
 
 def diff(wiring: Wiring, values: Values) -> Answer:

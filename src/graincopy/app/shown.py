@@ -8,9 +8,9 @@ import msgspec
 
 from graincopy.app.answer import Answer, table
 from graincopy.core.errors import printable
-from graincopy.core.units import format_size
+from graincopy.core.units import format_duration, format_size
 from graincopy.model.plan import BackupPlan, ExpirePlan, RestorePlan
-from graincopy.model.restore_point import DiskRecord, RestorePoint
+from graincopy.model.restore_point import DiskRecord, RestorePoint, Trial
 
 
 def when(seconds: float) -> str:
@@ -59,6 +59,7 @@ def point_document(point: RestorePoint) -> dict[str, object]:
         "disks": [disk_document(disk) for disk in point.disks],
         "missing": point.missing,
         "warnings": list(point.warnings),
+        "notes": list(point.notes),
     }
 
 
@@ -81,4 +82,27 @@ def disk_document(disk: DiskRecord) -> dict[str, object]:
         "audit_mismatches": disk.audit.mismatches,
         "audit_bound": disk.audit.wrong_at_most,
         "stored_bytes": disk.stored_bytes,
+    }
+
+
+def trial_line(trial: Trial) -> str:
+    """One trial on one line."""
+    found = f"gave its sign of life ({printable(trial.sign)})" if trial.alive else f"FAILED: {printable(trial.reason)}"
+    picture = ", with a picture" if trial.picture else ""
+    return f"trial of {when(trial.time)}: {found} after {format_duration(trial.duration_s)}{picture}"
+
+
+def trial_document(trial: Trial) -> dict[str, object]:
+    """One trial for machines, without its picture."""
+    return {
+        "trial": trial.id,
+        "machine": trial.machine,
+        "time": trial.time,
+        "duration_s": trial.duration_s,
+        "sign": trial.sign,
+        "alive": trial.alive,
+        "reason": trial.reason or None,
+        "console": trial.console,
+        "picture_bytes": len(trial.picture),
+        "hostname": trial.hostname,
     }

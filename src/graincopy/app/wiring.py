@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from graincopy.app import host
 from graincopy.app.settings import FindMaster, Settings
@@ -14,21 +14,36 @@ from graincopy.repository.repository import Repository
 from graincopy.repository.unlock import find_master
 from graincopy.transfer.progress import ProgressSink, silent
 from graincopy.volumes.base import VolumeDriver
+from graincopy.volumes.btrfs import BtrfsDriver
 from graincopy.volumes.locked import LockedDriver
-from graincopy.volumes.metadata import read_metadata
-from graincopy.volumes.places import FilePlaces, MemoryPlaces
+from graincopy.volumes.lvm_thin import LvmThinDriver
+from graincopy.volumes.metadata import metadata_of, read_metadata
+from graincopy.volumes.places import FilePlaces, MemoryPlaces, Places
+from graincopy.volumes.qemu import QemuDriver
+from graincopy.volumes.qemu_running import QemuPlaces
+from graincopy.volumes.rbd import RbdDriver
+from graincopy.volumes.rbd_cluster import CEPH_CONF, Cluster, RbdSettings
+from graincopy.volumes.rbd_name import PREFIX
 from graincopy.volumes.reflink import ReflinkDriver
 from graincopy.workflow.context import Context, Limits
+from graincopy.workflow.trees import mount_points
 from graincopy.workloads.base import WorkloadSource
+from graincopy.workloads.combined import CombinedSource
 from graincopy.workloads.files import FilesSource
+from graincopy.workloads.known_subsystems import BUILT_IN
+from graincopy.workloads.subsystem import SubsystemSource
+
+if TYPE_CHECKING:
+    from graincopy.workloads.libvirt import LibvirtSource
+
+BEYOND_PATHS = (PREFIX,)  # beginnings of names of disks that are no paths
 
 
 def _no_step(_name: str) -> None:
     """Passes every crash point."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wiring(Settings):
+class Wiring(Settings, frozen=True):
     """Everything an operation may need, made when it is asked for."""
 
     progress: ProgressSink = silent
@@ -61,8 +76,74 @@ class Wiring(Settings):
     def drivers(self) -> dict[str, VolumeDriver]:
         """Volume drivers in order of preference."""
         places = FilePlaces(os.path.join(self.state_dir(), "places"))
-        drivers: list[VolumeDriver] = [ReflinkDriver(places), LockedDriver()]
+        thin = LvmThinDriver(host.SystemClock())  # before reflink: the whole volume rather than file by file
+        drivers: list[VolumeDriver] = [*self._arrays(), self._ceph(), thin]
+        # LUN images on Btrfs by one snapshot of their subvolume; disks in place by clones, which pin nothing of others
+        btrfs = BtrfsDriver(places, in_place=self.config.btrfs.in_place)
+        reflink, locked = ReflinkDriver(places), LockedDriver()
+        drivers += [btrfs, reflink, self._qemu([reflink, locked]), locked]
         return {driver.name: driver for driver in drivers}
+
+    def _qemu(self, below: list[VolumeDriver]) -> QemuDriver:
+        """Disks as guests see them. ``below`` hold the files of machines that are off. Nothing is connected here."""
+        found = self.config.qemu
+        from graincopy.hypervisor.link import Link
+        from graincopy.hypervisor.qmp_libvirt import Domains
+
+        clock = host.SystemClock()
+        places = QemuPlaces(
+            domains=Domains(Link(self.config.vm.uri, clock, patience=0.0), clock),
+            state=os.path.join(self.state_dir(), "qemu"),
+            monitors=found.monitors,
+            nbd_sockets={monitor: socket for monitor, _, socket in (entry.partition("=") for entry in found.nbd)},
+            scratch=found.scratch,
+            patience=found.timeout,
+        )
+        return QemuDriver(places, below)
+
+    def _ceph(self, places: Places | None = None) -> RbdDriver:
+        """The rbd driver; without a configuration of Ceph it takes nothing. Nothing is connected here."""
+        found = self.config.rbd
+        conf = found.conf or self.environ.get("CEPH_CONF") or CEPH_CONF
+        settings = RbdSettings(
+            id=found.id,
+            keyring=found.keyring,
+            timeout=found.timeout,
+            pools=found.pools,
+            fuse={folder: pool for folder, _, pool in (entry.rpartition("=") for entry in found.fuse)},
+            whole_objects=found.whole_objects,
+        )
+        cluster = Cluster(settings, conf) if found.conf or os.path.exists(conf) else None
+        return RbdDriver(cluster, places or FilePlaces(os.path.join(self.state_dir(), "places-rbd")))
+
+    def _arrays(self) -> list[VolumeDriver]:
+        """The flashcopy driver, where arrays are configured. Raises ToolMissing."""
+        if not self.config.flashcopy:
+            return []
+        from graincopy.volumes.flashcopy.assembly import ArraySettings, flashcopy_driver
+        from graincopy.volumes.flashcopy.connection import Login
+
+        settings = [
+            ArraySettings(
+                Login(
+                    name=name,
+                    host=one.host,
+                    user=one.user,
+                    port=one.port,
+                    key_file=one.key_file,
+                    password_file=one.password_file,
+                    known_hosts=one.known_hosts,
+                    connect_timeout=one.connect_timeout,
+                    command_timeout=one.command_timeout,
+                ),
+                host_name=one.host_name,
+                pool=one.pool,
+                wait=one.wait,
+                devices=one.devices,
+            )
+            for name, one in self.config.flashcopy.items()
+        ]
+        return [flashcopy_driver(settings, self.state_dir(), host.SystemClock())]
 
     def driver_to_validate(self, name: str) -> Callable[[], VolumeDriver]:
         """How the conformance suite makes its driver objects: with places of their own, so that nothing else is seen.
@@ -72,15 +153,48 @@ class Wiring(Settings):
         places, locked = MemoryPlaces(), LockedDriver()
         makers: dict[str, Callable[[], VolumeDriver]] = {
             ReflinkDriver.name: lambda: ReflinkDriver(places),
+            BtrfsDriver.name: lambda: BtrfsDriver(places),
             LockedDriver.name: lambda: locked,
+            RbdDriver.name: lambda: self._ceph(places),
+            LvmThinDriver.name: lambda: LvmThinDriver(host.SystemClock()),
+            **{driver.name: (lambda: self._arrays()[0]) for driver in self._arrays()},
         }
         if name not in makers:
             raise UsageWrong(what=f"there is no volume driver {name}; choose one of {', '.join(makers)}")
         return makers[name]
 
-    def source(self) -> WorkloadSource:
-        """The workload source for files. Others will be chosen by prefix."""
-        return FilesSource(os.getcwd(), read_metadata)
+    def source(self, exclude: Sequence[str] = ()) -> CombinedSource:
+        """Every kind of workload, in the order in which they are quiesced: applications before machines before files.
+
+        One backup uses one object: what it describes it remembers until it is quiesced. ``exclude``: disks of virtual
+        machines to leave out besides those of the configuration.
+        """
+        kinds: tuple[WorkloadSource, ...] = (self._subsystems(), self.machines(exclude), self._files())
+        sources = {source.prefix: source for source in kinds}
+        return CombinedSource(sources, {name: found.members for name, found in self.config.set.items()})
+
+    def machines(self, exclude: Sequence[str] = ()) -> LibvirtSource:
+        """Virtual machines. libvirt's binding is loaded, and its daemon asked, when one is named."""
+        from graincopy.hypervisor.link import Link
+        from graincopy.workloads.libvirt import LibvirtSource
+
+        clock, vm = host.SystemClock(), self.config.vm
+        return LibvirtSource(
+            Link(vm.uri, clock),
+            clock,
+            exclude=vm.exclude,
+            exclude_now=exclude,
+            application=vm.application,
+            metadata=read_metadata,
+        )
+
+    def _files(self) -> FilesSource:
+        return FilesSource(os.getcwd(), read_metadata, BEYOND_PATHS)
+
+    def _subsystems(self) -> SubsystemSource:
+        """Those of the configuration, and the built-in ones that it does not say otherwise about."""
+        specs = {**BUILT_IN, **self.config.subsystem}
+        return SubsystemSource(specs, self._files(), metadata_of, host.SystemClock(), mount_points)
 
     # --- repository -------------------------------------------------------------------------------
 

@@ -54,6 +54,9 @@ def _add_input(parser: argparse.ArgumentParser, one: Input) -> None:
     if one.kind == "flag":
         parser.add_argument(one.name, action="store_true", help=one.help)
         return
+    if one.kind == "repeated":
+        parser.add_argument(one.name, action="append", help=one.help, metavar=one.metavar or None)
+        return
     extras: dict[str, Any] = {"metavar": one.metavar or None, "choices": one.choices or None}
     if one.kind in ("many", "any", "optional"):
         extras["nargs"] = {"many": "+", "any": "*", "optional": "?"}[one.kind]

@@ -115,28 +115,25 @@ def _job_id(disk: str) -> str:
     return f"gc-pull-{disk}"
 
 
-def overlay_options(node: str, path: str, export: Export) -> dict[str, Any]:
-    """``blockdev-add`` of the overlay at ``path`` as ``node``, on top of ``export``, for a QEMU without libvirt.
+def overlay_options(node: str, path: str, export: Export) -> tuple[dict[str, Any], ...]:
+    """``blockdev-add``, in this order, of the overlay at ``path`` as ``node`` on top of ``export``, without libvirt.
 
     A crash of graincopy makes reads errors; these stop the machine where its device says ``rerror=stop``, as it should,
     and :meth:`QmpPuller.revive` lets it go on. See ``shown_disks`` for why there is no ``reconnect-delay``.
     """
-    below = {
+    below = f"{node}-below"
+    nbd = {
         "driver": "nbd",
-        "node-name": f"{node}-below",
         "server": {"type": "unix", "path": export.socket},
         "export": export.name,
         "read-only": True,
+        "node-name": below if export.format == "raw" else f"{below}-nbd",
     }
+    shown: list[dict[str, Any]] = [nbd]
     if export.format != "raw":
-        below = {"driver": export.format, "node-name": f"{node}-format", "file": below, "read-only": True}
-    return {
-        "driver": "qcow2",
-        "node-name": node,
-        "file": {"driver": "file", "filename": path, "discard": "unmap"},
-        "backing": below,
-        "discard": "unmap",
-    }
+        shown.append({"driver": export.format, "node-name": below, "file": nbd["node-name"], "read-only": True})
+    file = {"driver": "file", "filename": path, "discard": "unmap"}
+    return (*shown, {"driver": "qcow2", "node-name": node, "file": file, "backing": below, "discard": "unmap"})
 
 
 def make_overlay(path: str, size: int, export: Export) -> None:

@@ -2,8 +2,8 @@
 
 Disks are shown to it over NBD, at a unix socket, and are never copied first. Formats are those of
 https://libvirt.org/formatdomain.html. A read that fails stops the virtual CPUs (``rerror_policy``) and is asked again
-when they go on: nothing is lost. NBD's ``reconnect`` is left alone: with it QEMU 7.2 was seen to go on waiting, for
-minutes, after the export had come back, when a block job had begun while it was away.
+when they go on: nothing is lost. NBD's own ``reconnect`` is left alone: libvirt 9.0 does not pass it on to QEMU, and
+requests that wait inside QEMU would hold up everything there that drains a disk.
 """
 
 from __future__ import annotations

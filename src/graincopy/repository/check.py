@@ -18,7 +18,7 @@ import numpy as np
 from graincopy.core.errors import GraincopyError, ObjectDamaged, ObjectMissing
 from graincopy.core.extent import Mask
 from graincopy.core.ids import PointId
-from graincopy.model.restore_point import MapRoot, RestorePoint, RestoreRecord, RunRecord
+from graincopy.model.restore_point import MapRoot, RestorePoint, RestoreRecord, RunRecord, Trial
 from graincopy.repository import index as segments
 from graincopy.repository import opening, unlock
 from graincopy.repository.format import Ids, Rows
@@ -32,7 +32,7 @@ _ROUNDS = 3
 _PACKS = tuple(kind.folder for kind in PieceKind)
 _FOLDERS = (
     *("config", "keys", "keyring", "data", "node", "index", "points"),
-    *("runs", "beats", "restores", "condemned", "suspects"),
+    *("runs", "beats", "restores", "history", "condemned", "suspects"),
 )
 
 Progress = Callable[[int], None]
@@ -131,6 +131,7 @@ class _Check:
             ("beats", ObjectKind.BEAT, Beat),
             ("condemned", ObjectKind.CONDEMNED, Condemned),
             ("suspects", ObjectKind.SUSPECT, Suspect),
+            ("history", ObjectKind.TRIAL, Trial),
         )
         for folder, kind, record in kinds:
             for name in objects.names(folder):

@@ -322,6 +322,7 @@ class _Collection:
         for name in condemnations:
             self._step("pardon")
             repository.medium.delete(name)
+        repository.history.forget_orphans()
         repository.forget_ended_runs()  # while the tombstones are there: without one, a record means an open run
         dead = [stone.run for stone in repository.tombstones() if stone.owner and self._alive(stone.owner) is False]
         for name in segments.list_segments(repository.medium):  # listed when their owners were dead already

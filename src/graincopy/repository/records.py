@@ -22,6 +22,7 @@ class ObjectKind(IntEnum):
     RESTORE = 7
     CONDEMNED = 8
     SUSPECT = 9
+    TRIAL = 10
 
 
 class PieceKind(IntEnum):

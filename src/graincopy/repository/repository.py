@@ -7,6 +7,7 @@ index/               which pack holds a piece
 points/              restore points; also the tombstones of fenced runs
 runs/, beats/        who is at work                          see runs.py
 restores/            in-place restores and their undo        see restores.py
+history/             trials of restore points                see history.py
 condemned/           packs that a collect is about to sweep  see collect.py
 """
 
@@ -39,6 +40,7 @@ from graincopy.repository.codec import Codec, master_sealer
 from graincopy.repository.fetch import Order
 from graincopy.repository.format import Ids
 from graincopy.repository.grainmap import CHUNK, Entries, GrainMap, distinct_ids
+from graincopy.repository.history import History
 from graincopy.repository.index import Index, SegmentCache
 from graincopy.repository.objects import Objects
 from graincopy.repository.pack import TARGET_SIZE, PackReader, list_packs
@@ -106,6 +108,7 @@ class Repository:
         self.restores, self.put_restore, self.mark_restore = records.states, records.open, records.advance
         self.find_restore, self.forget_restore = records.find, records.forget
         self.undo_roots, self._restore_pins = records.undo_roots, records.pins
+        self.history = History(self.objects)
 
     # --- making and opening -----------------------------------------------------------------------
 
@@ -262,6 +265,7 @@ class Repository:
                 if not self._points.fenced(run.id):
                     self.medium.put(name, [sealed])
                 raise
+            self.history.forget(id)
         finally:
             self.close_run(run)
 

@@ -146,8 +146,11 @@ def restore_as(
     wanted = {disk.name: disk for disk in machine.files if disk in disks}
     _refuse_unknown(point, wanted, wish.onto)
     kept = [disk for disk in wanted.values() if disk.name not in wish.onto]
+    devices = [(wanted[name], path) for name, path in wish.onto.items()]
+    for disk, path in devices:
+        _refuse_device(disk, path)
     exported = restore_to(context, point, kept, folder, preallocate=wish.preallocate)
-    written = write_onto(context, point, [(wanted[name], path) for name, path in wish.onto.items()])
+    written = write_onto(context, point, devices)
     placed = {disk.name: disk for disk in (*exported.disks, *written)}
     uuid = new_uuid(context.chance)
     text, changes = copied(context, machine, wish.name, uuid, placed)
@@ -225,15 +228,12 @@ def _is_device(path: str) -> bool:
 # --- onto devices -----------------------------------------------------------------------------------
 
 
-def write_onto(context: Context, point: RestorePoint, places: Sequence[tuple[DiskRecord, str]]) -> tuple[RestoredDisk, ...]:
-    """Write each disk onto the block device at its path, all of it: what was there before is gone.
-
-    Raises PathMissing, OutputUnfit for what is no block device, RestoreNoSpace for one that is too small, SourceInUse.
-    """
+def write_onto(
+    context: Context, point: RestorePoint, places: Sequence[tuple[DiskRecord, str]]
+) -> tuple[RestoredDisk, ...]:
+    """Write each disk onto the block device at its path, all of it. Raises SourceInUse."""
     if not places:
         return ()
-    for disk, path in places:
-        _refuse_device(disk, path)
     run = context.repository.open_run("export", point.workload, pins=(point.id,))
     try:
         heart = Heart(context.repository, run, context.clock, context.progress)
@@ -243,6 +243,7 @@ def write_onto(context: Context, point: RestorePoint, places: Sequence[tuple[Dis
 
 
 def _refuse_device(disk: DiskRecord, path: str) -> None:
+    """Raise PathMissing, OutputUnfit for no block device, RestoreNoSpace for one that is too small, SourceInUse."""
     if not os.path.exists(path):
         raise PathMissing(path=path)
     if not _is_device(path):
