@@ -90,12 +90,16 @@ class LibvirtSource(WorkloadSource):
     def describe(self, selectors: Sequence[str], name: str | None = None) -> Workload:
         """The VMs called ``selectors``. Their id comes from their UUIDs, whatever they are called.
 
-        Raises WorkloadWrong for what cannot be backed up, DomainUnknown, HypervisorDown, PathMissing, PathUnreadable.
+        Raises WorkloadWrong for what cannot be backed up, DomainUnknown, DomainBusy while another job works on a VM,
+        HypervisorDown, PathMissing, PathUnreadable.
         """
         if not selectors:
             raise WorkloadWrong(workload=name or "vm:", reason="it names no virtual machine")
         facts = {one.uuid: one for one in (self._look(selector) for selector in selectors)}
         found = [facts[uuid] for uuid in sorted(facts)]
+        for one in found:  # said here already: with a job about, its disks cannot be made out
+            if one.running:
+                self._link.domain(one.uuid, _ready, shown=one.name)
         exclusions = Exclusions(self._exclude, self._exclude_now, [one.name for one in found], self._used)
         chosen = files_of(found, exclusions, self._volume_path, self._metadata, self._swtpm)
         workload = Workload(
