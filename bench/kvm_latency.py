@@ -129,7 +129,8 @@ class Bench:
         scratch = os.path.join(scene.state, "qemu", "scratch")
         with subprocess.Popen([*line, "--", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             wait(lambda: process.poll() is not None or has_target(self.guest), "the backup does not get on")
-            yield scratch
+            if process.poll() is None:
+                yield scratch
             going = process.poll() is None
             _, said = process.communicate(timeout=10 * PATIENCE)
         if process.returncode or not going:

@@ -6,11 +6,10 @@ the work, as ``module:function``, and is looked up when the operation runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(msgspec.Struct, frozen=True):
     """One argument. A name that begins with ``-`` is an option, any other is positional."""
 
     name: str
@@ -21,8 +20,7 @@ class Input:
     choices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True):
     """One thing that can be asked for."""
 
     name: str
@@ -45,11 +43,10 @@ _HYBRID = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """All operations, by name."""
 
-    operations: tuple[Operation, ...] = field(default_factory=tuple)
+    operations: tuple[Operation, ...] = msgspec.field(default_factory=tuple)
 
     def find(self, name: str) -> Operation:
         """The operation called ``name``. Raises KeyError."""

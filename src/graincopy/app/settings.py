@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 
 import msgspec
 
@@ -74,16 +73,23 @@ def unlock_ahead(settings: Settings) -> FindMaster:
 
     Whatever goes wrong is raised when the key is asked for. The thread ends with the process.
     """
-    found: Future[bytes] = Future()
+    found: list[bytes | Exception] = []
 
     def derive() -> None:
         try:
-            found.set_result(find_master(settings.medium(settings.repo_url()), settings.passphrase()))
+            found.append(find_master(settings.medium(settings.repo_url()), settings.passphrase()))
         except (GraincopyError, OSError) as failure:
-            found.set_exception(failure)
+            found.append(failure)
 
-    threading.Thread(target=derive, name="unlock", daemon=True).start()
-    return lambda _medium, _passphrase: found.result()
+    def master(_medium: Medium, _passphrase: bytes | None) -> bytes:
+        thread.join()
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    thread = threading.Thread(target=derive, name="unlock", daemon=True)
+    thread.start()
+    return master
 
 
 def read_passphrase(path: str) -> bytes:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from graincopy.core.clock import Chance
 from graincopy.hypervisor.domain_xml import parse_xml
 
 
-@dataclass(frozen=True, slots=True)
-class NewPlace:
+class NewPlace(msgspec.Struct, frozen=True):
     """Where a restored disk lies: a file or (``block``) a device, in ``format``, with nothing below it."""
 
     path: str
@@ -23,8 +23,7 @@ class NewPlace:
     block: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Copy:
+class Copy(msgspec.Struct, frozen=True, kw_only=True):
     """What the copy is to be: ``disks`` by target dev; ``mac`` gives a new address for an old one."""
 
     name: str
@@ -35,12 +34,11 @@ class Copy:
     networks: bool = True  # False: every network link is cut
 
 
-@dataclass(frozen=True, slots=True)
-class Copied:
+class Copied(msgspec.Struct, frozen=True):
     """The XML of the copy, and what is not as it was, one clause each."""
 
     xml: str
-    changes: tuple[str, ...] = field(default=())
+    changes: tuple[str, ...] = msgspec.field(default=())
 
 
 def new_mac(old: str, chance: Chance) -> str:

@@ -7,15 +7,15 @@ does not state is libvirt's default, ``raw``. Document types are refused, so no 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
 from xml.parsers import expat
+
+import msgspec
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _PLACE = {"file": "file", "block": "dev", "dir": "dir", "vhostuser": "path"}  # kind of source → attribute of its path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where one layer of a disk lies. ``kind`` is libvirt's type of source; "" is an empty drive."""
 
     kind: str
@@ -28,8 +28,7 @@ class Source:
     encryption: str = ""  # "luks", when libvirt holds the secret
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class Disk(msgspec.Struct, frozen=True, kw_only=True):
     """One ``<disk>``. ``chain`` are the layers below ``source``, nearest first, as far as libvirt states them."""
 
     dev: str  # target dev, as vda: unique in the domain and stable
@@ -42,16 +41,14 @@ class Disk:
     serial: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nvram:
+class Nvram(msgspec.Struct, frozen=True, kw_only=True):
     """Firmware variables. ``source`` is None while libvirt has not chosen a place yet."""
 
     source: Source | None
     template: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tpm:
+class Tpm(msgspec.Struct, frozen=True, kw_only=True):
     """A TPM. ``state`` is the directory that the XML states; "" is libvirt's own."""
 
     backend: str  # emulator, passthrough, external
@@ -59,8 +56,7 @@ class Tpm:
     state: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Domain:
+class Domain(msgspec.Struct, frozen=True, kw_only=True):
     """What graincopy wants to know of a virtual machine."""
 
     name: str

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
+
+import msgspec
 
 from graincopy.core.errors import GraincopyError, OutputUnfit, ToolMissing
 from graincopy.hypervisor.daemon import INSTALL
@@ -24,8 +25,7 @@ from graincopy.hypervisor.shown_disks import Export
 _PATIENCE = 120.0  # seconds for qemu-img
 
 
-@dataclass(frozen=True, slots=True)
-class Pull:
+class Pull(msgspec.Struct, frozen=True):
     """How far one disk is: ``done`` of ``total``, in QEMU's own measure; ``ended``: nothing is below it any more."""
 
     done: int

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.hypervisor.domain_xml import parse_xml
 
@@ -18,8 +19,7 @@ _SPICE = ("channel[@type='spicevmc']", "redirdev[@type='spicevmc']", "smartcard[
 _HOST = ("filesystem", "shmem", "redirdev[@type='tcp']", "vsock", "memory", "graphics", "crypto")
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
+class Export(msgspec.Struct, frozen=True):
     """An NBD export of ours: what ``format`` its bytes have is stated, never probed."""
 
     socket: str

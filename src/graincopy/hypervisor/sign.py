@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.errors import AgentFailed, DomainBusy, HypervisorRefused
 from graincopy.hypervisor.domain_xml import parse_domain
@@ -12,8 +13,7 @@ from graincopy.hypervisor.link import Link, binding
 _PING_SECONDS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Sign:
+class Sign(msgspec.Struct, frozen=True):
     """What shows that a guest is up: ``text`` on its console, or, without one, an answer of its agent."""
 
     text: str = ""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from threading import Lock
+
+import msgspec
 
 from graincopy.core.errors import AttachFailed, TargetLost
 from graincopy.core.placement import Placement
@@ -32,8 +33,7 @@ PlacementOf = Callable[[LogicalVolume, LogicalVolume | None, bool], Placement]
 WatchOf = Callable[[LogicalVolume], PoolWatch]
 
 
-@dataclass(slots=True)
-class _Active:
+class _Active(msgspec.Struct):
     volume: LogicalVolume
     pool: LogicalVolume | None
     device: str

@@ -15,10 +15,10 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO
 from xml.parsers import expat
 
+import msgspec
 import numpy as np
 
 from graincopy.core.extent import Extents
@@ -36,8 +36,7 @@ class Garbled(ValueError):
     """The output cannot be what thin_delta means to say. Its text is one clause."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """Two thin devices compared, in bytes of the volume; the four sets are disjoint."""
 
     left: int  # thin device ids

@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.volumes.lvm_thin_report import uuid_of
 from graincopy.volumes.mounts import Mount
@@ -16,8 +17,7 @@ from graincopy.volumes.stack import INNER, Broken, Device
 from graincopy.volumes.topology import HostFiles
 
 
-@dataclass(frozen=True, slots=True)
-class OnVolume:
+class OnVolume(msgspec.Struct, frozen=True):
     """A path and the logical volume that it lies on. ``path`` is the one that will still mean the same tomorrow."""
 
     path: str

@@ -10,7 +10,6 @@ import base64
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -29,8 +28,7 @@ _LONGEST_RECORD = 1 << 20  # bytes
 _DASHES = (6, 4, 4, 4, 4, 4, 6)
 
 
-@dataclass(frozen=True, slots=True)
-class LogicalVolume:
+class LogicalVolume(msgspec.Struct, frozen=True):
     """One logical volume as ``lvs`` reports it. Sizes in bytes, percentages as shares of 1 or None (inactive)."""
 
     vg: str
@@ -146,8 +144,7 @@ def uuid_of(dm_uuid: str) -> str | None:
 # --- the pool -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStatus:
+class PoolStatus(msgspec.Struct, frozen=True):
     """A thin pool as the kernel sees it. ``held``: block of the metadata snapshot, None when there is none."""
 
     metadata_used: float  # shares of 1

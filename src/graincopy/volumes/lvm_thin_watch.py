@@ -6,8 +6,9 @@ goes, before the pool is full: of data, or of metadata, which is the worse one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from threading import Lock
+
+import msgspec
 
 from graincopy.core.clock import Clock
 from graincopy.core.errors import SnapshotFailed, TargetNoSpace
@@ -19,8 +20,7 @@ from graincopy.volumes.lvm_thin_tools import Lvm, ToolFailed
 _EVERY = 2.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class PoolLimits:
+class PoolLimits(msgspec.Struct, frozen=True):
     """Shares of a pool that may be in use while targets lie in it."""
 
     data: float = 0.95

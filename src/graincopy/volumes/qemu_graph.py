@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 OURS = "gc-"
 _PROTOCOLS = ("file", "host_device")
@@ -28,8 +29,7 @@ class NoPlace(Exception):
         self.remedy = remedy
 
 
-@dataclass(frozen=True, slots=True)
-class Bitmap:
+class Bitmap(msgspec.Struct, frozen=True):
     """A dirty bitmap of the disk."""
 
     name: str
@@ -37,8 +37,7 @@ class Bitmap:
     why: str = ""  # it is not sound
 
 
-@dataclass(frozen=True, slots=True)
-class LiveDisk:
+class LiveDisk(msgspec.Struct, frozen=True):
     """One disk of a running QEMU."""
 
     path: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 _MAGIC = 0x514649FB
 _BACKING_FORMAT = 0xE2792ACA
@@ -20,8 +21,7 @@ class HeaderUnfit(Exception):
     """The file is no qcow2 that can be shown; the text is one clause."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """``size`` is what the guest sees, in bytes; ``backing`` the backing file as written there, ``None`` without."""
 
     size: int

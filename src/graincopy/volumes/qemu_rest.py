@@ -10,8 +10,9 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from graincopy.core.errors import AttachFailed, ToolMissing, VolumeBusy
 from graincopy.hypervisor.daemon import INSTALL, StorageDaemon
@@ -26,8 +27,7 @@ _DEEPEST = 64  # backing files below each other
 _PATIENCE = 120.0  # seconds for qemu-img
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(msgspec.Struct, frozen=True):
     """One image file of a disk."""
 
     path: str

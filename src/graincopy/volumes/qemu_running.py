@@ -11,8 +11,8 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 
+import msgspec
 from msgspec.structs import replace
 
 from graincopy.core.errors import GraincopyError, SnapshotFailed, TargetLost, TargetNoSpace, VolumeBusy
@@ -33,8 +33,7 @@ _LIBVIRT = "libvirt:"
 _ELSEWHERE = "/var/tmp/graincopy-qemu-"  # where our state folder cannot be used: UID, and whose it is
 
 
-@dataclass(frozen=True, slots=True)
-class QemuPlaces:
+class QemuPlaces(msgspec.Struct, frozen=True):
     """Where QEMUs are found and what the driver may use: ``state`` is a folder for notes, sockets and scratch files.
 
     ``monitors`` are paths of QMP sockets, ``nbd_sockets`` says for a monitor where the NBD server of its QEMU listens,
@@ -43,7 +42,7 @@ class QemuPlaces:
 
     state: str
     monitors: tuple[str, ...] = ()
-    nbd_sockets: Mapping[str, str] = field(default_factory=dict)
+    nbd_sockets: Mapping[str, str] = msgspec.field(default_factory=dict)
     scratch: str = ""
     patience: float = 30.0  # seconds for one answer
     domains: Domains | None = None  # the machines that libvirt runs
@@ -54,8 +53,7 @@ class QemuPlaces:
         return self.scratch or os.path.join(self.state, "scratch")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """A disk, the QEMU that has it (path of its monitor, or ``libvirt:UUID``), and as which user that runs."""
 
     monitor: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.errors import SnapshotFailed
 from graincopy.core.ids import VolumeId
@@ -18,8 +19,7 @@ from graincopy.volumes.topology import HostFiles
 PREFIX = "rbd:"
 
 
-@dataclass(frozen=True, slots=True)
-class ImageName:
+class ImageName(msgspec.Struct, frozen=True):
     """Where an image is: ``place`` is its pool, with the namespace where it has one."""
 
     pool: str
@@ -64,8 +64,7 @@ def name_of(volume: VolumeId) -> ImageName:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class Located:
+class Located(msgspec.Struct, frozen=True):
     """An answer: ``path`` is (or lies on a file system on) a device that shows ``image``.
 
     ``offset`` and ``size`` as in a Lun; ``fsid`` is the cluster's where the kernel tells it.

@@ -9,9 +9,9 @@ from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, byref, c_int, c_size_t, c_uint64, c_void_p
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from graincopy.core.extent import Array, Extents
@@ -19,8 +19,7 @@ from graincopy.volumes import rbd_c
 from graincopy.volumes.rbd_c import done
 
 
-@dataclass(frozen=True, slots=True)
-class Snap:
+class Snap(msgspec.Struct, frozen=True):
     """One snapshot of an image."""
 
     id: int

@@ -12,7 +12,6 @@ import os
 import struct
 import sys
 import threading
-from dataclasses import dataclass
 
 import msgspec
 
@@ -51,8 +50,7 @@ class Serve(msgspec.Struct, frozen=True):
     fuse: int  # descriptor of /dev/fuse
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(msgspec.Struct, frozen=True):
     """Answers the kernel about one image."""
 
     image: Image

@@ -14,7 +14,8 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.errors import DefineRefused, Interrupted, RestoreNoSpace, Terminated
 from graincopy.core.ids import PointId, new_id
@@ -39,8 +40,7 @@ from graincopy.workflow.trial import make_folder
 from graincopy.workflow.view import View, ViewWish, open_view
 
 
-@dataclass(frozen=True, slots=True)
-class InstantPlaces:
+class InstantPlaces(msgspec.Struct, frozen=True):
     """Where a recovered machine goes: its disks to ``folder``, the sockets of views below ``runtime``."""
 
     folder: Folder

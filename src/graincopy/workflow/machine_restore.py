@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.errors import (
     DefineRefused,
@@ -39,8 +40,7 @@ from graincopy.workflow.machines import StoredMachine, machines_with
 from graincopy.workflow.restore import RestoredDisk, RestoreOutcome, restore_in_place
 
 
-@dataclass(frozen=True, slots=True)
-class StopWish:
+class StopWish(msgspec.Struct, frozen=True):
     """Whether machines that run may be shut down for a restore (in ``patience`` seconds), and started afterwards."""
 
     stop: bool = False
@@ -49,8 +49,7 @@ class StopWish:
     start: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewMachine:
+class NewMachine(msgspec.Struct, frozen=True, kw_only=True):
     """What a restored machine is to be called. ``onto``: disk NAME → block device, where no file is wanted."""
 
     name: str
@@ -59,8 +58,7 @@ class NewMachine:
     preallocate: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class MachineOutcome:
+class MachineOutcome(msgspec.Struct, frozen=True):
     """A machine as it was made. ``changes``: what is not as it was, one clause each."""
 
     name: str

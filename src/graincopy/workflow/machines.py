@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from graincopy.core.errors import MachineUnknown, ObjectDamaged, UsageWrong
 from graincopy.core.ids import DiskId, digest_id
@@ -15,8 +16,7 @@ from graincopy.workloads.libvirt_facts import definition_name, uuids
 _NO_MACHINES = "none: only files were backed up"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMachine:
+class StoredMachine(msgspec.Struct, frozen=True):
     """One virtual machine of a restore point. ``disks`` by target dev; what was left out of the backup is absent."""
 
     uuid: str
@@ -25,7 +25,7 @@ class StoredMachine:
     domain: Domain
     disks: Mapping[str, DiskRecord]
     nvram: DiskRecord | None = None
-    tpm: tuple[DiskRecord, ...] = field(default=())
+    tpm: tuple[DiskRecord, ...] = msgspec.field(default=())
 
     @property
     def files(self) -> tuple[DiskRecord, ...]:

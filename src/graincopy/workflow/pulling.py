@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.clock import Clock
 from graincopy.core.errors import RecoveryStalled
@@ -14,8 +15,7 @@ LOOK_SECONDS = 0.5
 TRIES = 20  # beginnings of one job without any progress
 
 
-@dataclass(slots=True)
-class _Disk:
+class _Disk(msgspec.Struct):
     size: int
     tries: int = 0
     best: int = 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.errors import ObjectDamaged
 from graincopy.model.restore_point import DiskRecord, RestorePoint
@@ -15,8 +16,7 @@ from graincopy.workloads.tree import names_below
 _SHOWN = 3
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTree:
+class StoredTree(msgspec.Struct, frozen=True):
     """A directory of a restore point, and its files: (path in it, disk)."""
 
     manifest: Manifest

@@ -13,8 +13,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from graincopy import __version__
 from graincopy.core.errors import GraincopyError, StartRefused, UsageWrong
@@ -39,16 +40,14 @@ _PICTURE_LIMIT = 4 << 20  # bytes; larger ones are not kept
 _NVRAM_LIMIT = 64 << 20  # bytes
 
 
-@dataclass(frozen=True, slots=True)
-class TrialWish:
+class TrialWish(msgspec.Struct, frozen=True):
     """What is waited for, and for how many seconds."""
 
     sign: Sign
     patience: float
 
 
-@dataclass(frozen=True, slots=True)
-class TrialPlaces:
+class TrialPlaces(msgspec.Struct, frozen=True):
     """Where things of a trial lie: sockets in a folder of their own below ``runtime``, writes in ``scratch``."""
 
     runtime: str

@@ -10,9 +10,9 @@ import builtins
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
+import msgspec
 from msgspec.structs import replace
 
 from graincopy.core.errors import GraincopyError, WorkloadWrong
@@ -26,8 +26,7 @@ _FILES = "files"
 _SET = "set"
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(msgspec.Struct, frozen=True):
     """The members that one source quiesces together."""
 
     source: WorkloadSource

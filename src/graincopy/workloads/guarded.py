@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.clock import Clock
 from graincopy.core.errors import ResumeFailed, SubsystemFailed
@@ -19,8 +20,7 @@ _GRACE = 20.0  # seconds beyond all time-outs until the guard must have answered
 _RESUMES = 4  # how often one resume command can run to its time-out: three attempts and their pauses
 
 
-@dataclass(frozen=True, slots=True)
-class Commands:
+class Commands(msgspec.Struct, frozen=True):
     """What brings a subsystem to rest and what lets it go on. Times in seconds."""
 
     subsystem: str
@@ -30,8 +30,7 @@ class Commands:
     hold: float = 10.0
 
 
-@dataclass(slots=True)
-class Guarded:
+class Guarded(msgspec.Struct):
     """One subsystem on its way through quiesce and resume."""
 
     commands: Commands

@@ -12,7 +12,6 @@ import os
 import pwd
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -31,8 +30,7 @@ _TOOL_TIME = 30.0  # seconds
 Run = Callable[[Sequence[str]], str]  # a tool's output; raises OSError and subprocess.SubprocessError
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(msgspec.Struct, frozen=True):
     """A subsystem with everything known that has to be known before it is quiesced."""
 
     name: str
@@ -73,8 +71,7 @@ def _libvirt(plain: Resolved) -> Resolved:
 # --- PostgreSQL -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Cluster:
+class _Cluster(msgspec.Struct, frozen=True):
     """One PostgreSQL data directory."""
 
     data: str
@@ -90,10 +87,10 @@ def _postgresql(plain: Resolved, run: Run) -> Resolved:
     running = [cluster for cluster in clusters if cluster.port]
     found = _with(plain, tuple(every), _POSTGRES_NOT)
     if not plain.spec.quiesce:
-        found = replace(
+        found = msgspec.structs.replace(
             found, quiesce=tuple(_checkpoint(cluster) for cluster in running), consistency=Consistency.CRASH
         )
-    return replace(found, one_instant=plain.spec.one_instant or bool(running))
+    return msgspec.structs.replace(found, one_instant=plain.spec.one_instant or bool(running))
 
 
 def _listed_clusters(name: str, run: Run) -> tuple[str, ...]:
@@ -163,4 +160,4 @@ def _checkpoint(cluster: _Cluster) -> tuple[str, ...]:
 
 def _with(plain: Resolved, folders: tuple[str, ...], left_out: tuple[str, ...]) -> Resolved:
     spec = msgspec.structs.replace(plain.spec, directories=folders, exclude=(*plain.spec.exclude, *left_out))
-    return replace(plain, spec=spec)
+    return msgspec.structs.replace(plain, spec=spec)

@@ -7,8 +7,9 @@ restore point under names that no other VM has.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from graincopy.hypervisor.domain_xml import Domain, parse_domain
 from graincopy.hypervisor.link import binding
@@ -17,8 +18,7 @@ from graincopy.model.workload import Workload
 _ROOM = "libvirt"  # every definition begins with it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """One VM. ``live`` is what runs, or would: of a VM that is off it is ``inactive``."""
 
     name: str
@@ -27,13 +27,12 @@ class Facts:
     persistent: bool
     live: Domain
     inactive: Domain
-    texts: Mapping[str, str] = field(default_factory=dict)  # of the VM itself
-    needs: Mapping[str, str] = field(default_factory=dict)  # of networks and pools
+    texts: Mapping[str, str] = msgspec.field(default_factory=dict)  # of the VM itself
+    needs: Mapping[str, str] = msgspec.field(default_factory=dict)  # of networks and pools
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """One VM in a list. ``agent``: connected, absent (no channel, or nobody on it), or unknown of a VM that is off."""
 
     name: str

@@ -10,7 +10,8 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.errors import PathMissing, PathUnreadable, WorkloadWrong
 from graincopy.core.ids import DiskId, digest_id
@@ -27,16 +28,14 @@ VolumePath = Callable[[str, str], str]
 Metadata = Callable[[str], FileMetadata]
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(msgspec.Struct, frozen=True):
     """The files of a workload, and what was left out, one clause each."""
 
     files: tuple[WorkloadFile, ...]
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(msgspec.Struct, frozen=True):
     """A file that is in. ``path`` is real."""
 
     path: str

@@ -9,8 +9,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from graincopy.core.clock import Clock
 from graincopy.core.errors import DomainBusy, GraincopyError, GuestThawFailed, HypervisorDown
@@ -22,8 +23,7 @@ _GRACE = 10.0  # seconds beyond the deadline until it must have answered
 _AGENT_SHARE = 0.4  # of the deadline: what an agent is given to freeze
 
 
-@dataclass(frozen=True, slots=True)
-class GuestWish:
+class GuestWish(msgspec.Struct, frozen=True):
     """What is to be done with one guest."""
 
     uuid: str
@@ -32,8 +32,7 @@ class GuestWish:
     pause: bool
 
 
-@dataclass(slots=True)
-class GuestState:
+class GuestState(msgspec.Struct):
     """What became of one guest. ``trouble`` is why it is not frozen, or was not released as it should be."""
 
     wish: GuestWish
@@ -45,18 +44,17 @@ class GuestState:
     trouble: str = ""
 
 
-@dataclass(slots=True)
-class GuestGuard:
+class GuestGuard(msgspec.Struct):
     """Guests that are to be quiesced together, and the process that does it."""
 
     link: Link
     wishes: Sequence[GuestWish]
     deadline: float
     clock: Clock
-    guests: list[GuestState] = field(default_factory=list)
+    guests: list[GuestState] = msgspec.field(default_factory=list)
     held_ms: float | None = None  # the whole window, once it is over
     _process: subprocess.Popen[bytes] | None = None
-    _unread: bytes = field(default=b"", repr=False)
+    _unread: bytes = b""
 
     def start(self) -> None:
         """Have the guard connect and look. Raises HypervisorDown."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 from msgspec.structs import replace
 
 from graincopy.core.ids import WorkloadId, digest_id
@@ -14,8 +14,7 @@ from graincopy.model.workload import Tree, Workload, WorkloadFile
 from graincopy.workloads.files import LONGEST_NAME
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """One of the workloads, and what stands before the NAMEs of its disks ("": nothing)."""
 
     workload: Workload

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
+import msgspec
 from msgspec.structs import replace
 
 from graincopy.core.clock import Clock
@@ -31,8 +31,7 @@ from graincopy.workloads.tree import ReadMetadata, list_live
 Resolve = Callable[[str, Subsystem], Resolved]
 
 
-@dataclass(slots=True)
-class _Held:
+class _Held(msgspec.Struct):
     """A quiesced subsystem, and how it was described."""
 
     was: Resolved

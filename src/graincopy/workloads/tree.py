@@ -12,8 +12,8 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
+import msgspec
 from msgspec.structs import replace
 
 from graincopy.core.errors import PathMissing, PathUnfit, PathUnreadable
@@ -28,8 +28,7 @@ _FOLDER = _FILE | os.O_DIRECTORY
 ReadMetadata = Callable[[int], FileMetadata]
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(msgspec.Struct, frozen=True):
     """A tree as it is: manifest, its regular files, and what was left out, one clause each."""
 
     manifest: Manifest
@@ -37,18 +36,17 @@ class Listing:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class _Walk:
+class _Walk(msgspec.Struct):
     """One walk through a tree."""
 
     tree: Tree
     read_metadata: ReadMetadata
     mounts: Collection[str]
-    entries: list[Entry] = field(default_factory=list)
-    files: list[WorkloadFile] = field(default_factory=list)
-    odd: list[str] = field(default_factory=list)  # relative paths of sockets, FIFOs, devices
-    mounted: list[str] = field(default_factory=list)
-    first_names: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    entries: list[Entry] = msgspec.field(default_factory=list)
+    files: list[WorkloadFile] = msgspec.field(default_factory=list)
+    odd: list[str] = msgspec.field(default_factory=list)  # relative paths of sockets, FIFOs, devices
+    mounted: list[str] = msgspec.field(default_factory=list)
+    first_names: dict[tuple[int, int], bytes] = msgspec.field(default_factory=dict)
 
     def folder(self, fd: int, relative: str) -> None:
         """The folder open at ``fd`` and all below it."""

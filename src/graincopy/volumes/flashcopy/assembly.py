@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from graincopy.core.clock import Clock
 from graincopy.volumes.flashcopy.connection import Connection, Login, ssh_connection
@@ -12,8 +13,7 @@ from graincopy.volumes.flashcopy.driver import ArrayTerms, FlashCopyDriver
 from graincopy.volumes.flashcopy.host import BY_ID, HostDevices
 
 
-@dataclass(frozen=True, slots=True)
-class ArraySettings:
+class ArraySettings(msgspec.Struct, frozen=True):
     """One section of the configuration; ``devices`` is the folder in which LUNs appear by their WWN."""
 
     login: Login

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
+
+import msgspec
 
 from graincopy.core.errors import AttachFailed
 from graincopy.core.placement import Placement
@@ -29,12 +30,11 @@ from graincopy.volumes.image import FdImage
 _Where = tuple[str, int, int]
 
 
-@dataclass(slots=True)
-class _Attached:
+class _Attached(msgspec.Struct):
     """One T on this host: its device, and the file systems on it that are mounted."""
 
     device: str
-    file_systems: dict[_Where, AttachedFileSystem] = field(default_factory=dict)
+    file_systems: dict[_Where, AttachedFileSystem] = msgspec.field(default_factory=dict)
     users: int = 0
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from graincopy.core.errors import ArrayLoginFailed, ArrayUnreachable, ToolMissing
 
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 LONGEST_ANSWER = 64 << 20  # characters; more is no answer of an array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Login:
+class Login(msgspec.Struct, frozen=True, kw_only=True):
     """Where the array is and who we are there. Files are read at each connection; empty paths are not used."""
 
     name: str  # what the configuration calls the array
@@ -35,8 +35,7 @@ class Login:
     command_timeout: float = 60.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What a command answered. ``status`` is its exit status."""
 
     status: int

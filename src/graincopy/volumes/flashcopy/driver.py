@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import ClassVar
+
+import msgspec
 
 from graincopy.core.clock import Clock
 from graincopy.core.errors import GraincopyError, SnapshotFailed, VolumeUnsupported
@@ -37,8 +38,7 @@ from graincopy.volumes.topology import HostFiles
 _STALE = 86400.0  # seconds after which a note about a T that was never made is dropped
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArrayTerms:
+class ArrayTerms(msgspec.Struct, frozen=True, kw_only=True):
     """One configured array. ``pool`` empty: T lies in S's pool; ``wait``: seconds for another T of S to go."""
 
     name: str
@@ -48,8 +48,7 @@ class ArrayTerms:
     wait: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Array:
+class _Array(msgspec.Struct, frozen=True):
     terms: ArrayTerms
     console: Console
     notes: Notes
@@ -57,8 +56,7 @@ class _Array:
     attachments: Attachments
 
 
-@dataclass(frozen=True, slots=True)
-class _Handle:
+class _Handle(msgspec.Struct, frozen=True):
     """What the instant needs for one array: the group, its sources, and whether it was started before."""
 
     array: str

@@ -8,8 +8,9 @@ exactly when the array says so, by exit status or by the state ``copying``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from graincopy.core.errors import SnapshotFailed, TargetLost, TargetNoSpace, VolumeBusy
 from graincopy.core.ids import VolumeId
@@ -24,8 +25,7 @@ PREPARE_PATIENCE = 300.0  # seconds until the array must have flushed its cache
 _WAITING = frozenset({MapStatus.IDLE, MapStatus.STOPPED})
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(msgspec.Struct, frozen=True):
     """One S and the name that its T has."""
 
     volume: VolumeId

@@ -9,8 +9,9 @@ is and tried again later: the notes keep it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from graincopy.core.errors import ArrayRefused, GraincopyError
 from graincopy.volumes.flashcopy import names, wire
@@ -27,8 +28,7 @@ class Held(Exception):
     """It cannot go now: why, in one clause."""
 
 
-@dataclass(frozen=True, slots=True)
-class Teardown:
+class Teardown(msgspec.Struct, frozen=True):
     """Removes doomed targets of one array. ``host_name`` is what the array calls this host."""
 
     console: Console

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 DELIMITER = "!"
 COPY_RATE = 0  # the array's own default is 50: always say it
@@ -43,8 +44,7 @@ class MapStatus(StrEnum):
 ONLINE = ("online", "degraded")  # a vdisk that can be read
 
 
-@dataclass(frozen=True, slots=True)
-class Vdisk:
+class Vdisk(msgspec.Struct, frozen=True):
     """A volume of the array. ``size`` in bytes; ``uid`` 32 lower-case hex digits, also its WWN."""
 
     name: str
@@ -56,8 +56,7 @@ class Vdisk:
     used: int = 0  # bytes, where the detailed view says so
 
 
-@dataclass(frozen=True, slots=True)
-class FcMap:
+class FcMap(msgspec.Struct, frozen=True):
     """A FlashCopy mapping; ``group`` is empty for one that is in none."""
 
     id: str
@@ -68,8 +67,7 @@ class FcMap:
     status: str
 
 
-@dataclass(frozen=True, slots=True)
-class Mapped:
+class Mapped(msgspec.Struct, frozen=True):
     """A vdisk shown to a host."""
 
     host: str
