@@ -251,7 +251,8 @@ def test_a_device_over_an_image_that_can_be_cloned(folder: str, cli: Cli) -> Non
     device = lab.bind(image)
     try:
         first = cli.backup(device)["disks"][0]
-        assert (first["volume"], first["size"]) == (f"reflink:{image}", 8 * MIB)
+        assert (first["driver"] in ("reflink", "btrfs"), first["size"]) == (True, 8 * MIB)
+        assert first["volume"].startswith(f"{first['driver']}:") and first["volume"].endswith("/lun.img")
         story.write(device, (5 * GRAIN, b"through the device"))
         second = cli.backup(device)["disks"][0]
         assert (second["change_map"], second["dirty_bytes"], second["read_bytes"]) == ("extents", GRAIN, GRAIN)
