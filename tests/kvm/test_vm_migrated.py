@@ -19,7 +19,7 @@ from graincopy.testing import crash
 pytestmark = [pytest.mark.root, needs_guests]
 
 MIB = 1 << 20
-NOT_THERE = 71
+IN_USE = 17
 NAME = "nomad"
 # VIR_MIGRATE_LIVE, _PERSIST_DEST, _UNDEFINE_SOURCE, _UNSAFE: the disks are on this very host, in its page cache
 FLAGS = 1 | 8 | 16 | 512
@@ -51,7 +51,7 @@ def test_a_guest_that_migrates_in_the_middle(guests: GuestLab, elsewhere: GuestL
             must_end(process, 0)
         with stopped(scene, "opened") as process:  # nothing of ours is there yet
             migrate(guest, elsewhere)
-            must_end(process, NOT_THERE)
+            must_end(process, IN_USE)  # seen first, because the other host is this one
         assert len(scene.run("points")) == 2
         must_go_on(scene, elsewhere, guest, tmp_path / "out")
 
@@ -64,8 +64,13 @@ def must_end(process: subprocess.Popen[bytes], code: int) -> None:
 
 
 def migrate(guest: Guest, to: GuestLab) -> None:
-    """It runs over there, and libvirt here knows it no more."""
-    guest.domain().migrate3(to.connection(), {"migrate_uri": "tcp:127.0.0.1:49417"}, FLAGS)
+    """It runs over there, its channels in the folder of that lab, and libvirt here knows it no more."""
+    here, there = guest.folder, Guest(to, NAME, []).folder
+    os.makedirs(there, exist_ok=True)
+    live = guest.domain().XMLDesc(1 | 8).replace(here, there)  # VIR_DOMAIN_XML_SECURE, _MIGRATABLE
+    kept = guest.domain().XMLDesc(1 | 2 | 8).replace(here, there)  # and _INACTIVE
+    where = {"migrate_uri": "tcp:127.0.0.1:49417", "destination_xml": live, "persistent_xml": kept}
+    guest.domain().migrate3(to.connection(), where, FLAGS)
     assert NAME not in {one.name() for one in guest.lab.connection().listAllDomains()}
     wait(lambda: to.connection().lookupByName(NAME).state()[0] == 1, "it does not run over there")
 
@@ -73,7 +78,7 @@ def migrate(guest: Guest, to: GuestLab) -> None:
 def must_go_on(scene: Scene, here: GuestLab, guest: Guest, out: Path) -> None:
     """Where the guest is now its backups go on, as of the same machine, and are right."""
     try:
-        write(guest, 30, 1)  # its channel is where it was
+        write(Guest(here, NAME, []), 30, 1)
         with open(scene.config) as file:
             text = file.read()
         with open(scene.config, "w") as file:
