@@ -349,6 +349,7 @@ def test_libvirtd_down_and_back(guests: GuestLab, folder: str) -> None:
 
 
 def test_an_address_that_nobody_serves() -> None:
+    pytest.importorskip("libvirt", reason="needs libvirt's Python binding: scripts/test-lab.sh kvm")
     nowhere = Link("qemu+unix:///system?socket=/nowhere", SystemClock(), patience=0.1)
     with nowhere as link, pytest.raises(HypervisorDown):
         LibvirtSource(link, SystemClock()).list()

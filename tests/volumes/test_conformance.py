@@ -14,6 +14,7 @@ from graincopy.testing.file_lab import FileLab
 from graincopy.testing.lab import VolumeLab
 from graincopy.testing.memory_lab import MemoryFilesLab, MemoryLab
 from graincopy.testing.volume_suite import VolumeSuite
+from graincopy.volumes.copied import CopiedDriver
 from graincopy.volumes.locked import LockedDriver
 from graincopy.volumes.places import MemoryPlaces
 from graincopy.volumes.reflink import ReflinkDriver
@@ -146,6 +147,19 @@ class TestPartitionedExt4LunOnBtrfs(LunSuite):
 @lab.root_test
 class TestXfsLunOnBtrfs(LunSuite):
     outer, inner = "btrfs", "xfs"
+
+
+class TestCopied(VolumeSuite):
+    """T is a copy in memory; only small files, one by one."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def storage(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VolumeLab]:
+        driver = CopiedDriver()  # its copies live in the object: a fresh one would know nothing
+        folder = str(tmp_path_factory.mktemp("copied"))
+        lacking = {"one_instant": "files are copied one after the other"}
+        with contextlib.closing(FileLab([folder], lambda: driver, RealClock(), name="copied", lacking=lacking)) as made:
+            yield made
 
 
 class TestLocked(VolumeSuite):

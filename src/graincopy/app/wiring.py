@@ -15,6 +15,7 @@ from graincopy.repository.unlock import find_master
 from graincopy.transfer.progress import ProgressSink, silent
 from graincopy.volumes.base import VolumeDriver
 from graincopy.volumes.btrfs import BtrfsDriver
+from graincopy.volumes.copied import CopiedDriver
 from graincopy.volumes.locked import LockedDriver
 from graincopy.volumes.lvm_thin import LvmThinDriver
 from graincopy.volumes.metadata import metadata_of, read_metadata
@@ -81,7 +82,7 @@ class Wiring(Settings, frozen=True):
         # LUN images on Btrfs by one snapshot of their subvolume; disks in place by clones, which pin nothing of others
         btrfs = BtrfsDriver(places, in_place=self.config.btrfs.in_place)
         reflink, locked = ReflinkDriver(places), LockedDriver()
-        drivers += [btrfs, reflink, self._qemu([reflink, locked]), locked]
+        drivers += [btrfs, reflink, self._qemu([reflink, locked]), locked, CopiedDriver()]
         return {driver.name: driver for driver in drivers}
 
     def _qemu(self, below: list[VolumeDriver]) -> QemuDriver:
@@ -148,13 +149,14 @@ class Wiring(Settings, frozen=True):
     def driver_to_validate(self, name: str) -> Callable[[], VolumeDriver]:
         """How the conformance suite makes its driver objects: with places of their own, so that nothing else is seen.
 
-        ``locked`` holds leases in the object itself, so there it is one object. Raises UsageWrong.
+        ``locked`` and ``copied`` hold what they have in the object, so there it is one object. Raises UsageWrong.
         """
-        places, locked = MemoryPlaces(), LockedDriver()
+        places, locked, copied = MemoryPlaces(), LockedDriver(), CopiedDriver()
         makers: dict[str, Callable[[], VolumeDriver]] = {
             ReflinkDriver.name: lambda: ReflinkDriver(places),
             BtrfsDriver.name: lambda: BtrfsDriver(places),
             LockedDriver.name: lambda: locked,
+            CopiedDriver.name: lambda: copied,
             RbdDriver.name: lambda: self._ceph(places),
             LvmThinDriver.name: lambda: LvmThinDriver(host.SystemClock()),
             **{driver.name: (lambda: self._arrays()[0]) for driver in self._arrays()},

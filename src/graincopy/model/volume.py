@@ -20,6 +20,7 @@ class VolumeCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     block_device: bool = False  # a volume can carry a file system that is attached from T
     freeze: str = "none"  # who stops writers: "none", "outside" (the freeze window does), "own" (the driver does)
     live_targets: int = 0  # how many T one S can have at once; 0 = no limit
+    copies: bool = False  # T is a whole copy, made in the freeze window: only for what is asked to be taken so
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ class WorkloadFile(msgspec.Struct, frozen=True, kw_only=True):
     format: str = "raw"  # as stated by the workload's definition; never probed
     representation: Representation = Representation.FILE
     metadata: FileMetadata = FileMetadata()
+    state: bool = False  # what a machine keeps beside its disks: small, and open for writing as long as it runs
     tree: str = ""  # path of the Tree that it was found in; empty: it was named itself
     tree_disk: DiskId | None = None  # stands for all files of one tree on one volume in the tags of targets
 

@@ -56,13 +56,25 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         Raises PathMissing, or VolumeUnsupported with every driver's reason.
         """
         path = file.path
-        answer = resolve(self.drivers, path, file.format if file.representation is Representation.GUEST else None)
+        answer = resolve(
+            self._drivers_for(file), path, file.format if file.representation is Representation.GUEST else None
+        )
         if isinstance(answer, Claim):
             return answer
         # a driver of other things than files (rbd, qemu) refuses a missing file for a reason of its own
         if path.startswith("/") and any(one.missing for one in answer):
             raise PathMissing(path=path)
         raise VolumeUnsupported(path=path, reason="; ".join(f"{one.driver}: {one.reason}" for one in answer))
+
+    def _drivers_for(self, file: WorkloadFile | DiskRecord) -> dict[str, VolumeDriver]:
+        """Drivers that may take ``file``: whole copies only of a machine's state, which never waits for its writer."""
+        state = isinstance(file, WorkloadFile) and file.state
+        powers = {name: driver.capabilities() for name, driver in self.drivers.items()}
+        return {
+            name: driver
+            for name, driver in self.drivers.items()
+            if (powers[name].snapshots if state else not powers[name].copies)
+        }
 
     def instant(
         self, claims: Sequence[Claim], tag: TargetTag, quiesce: Quiesce = nullcontext, revise: Revise = Revision

@@ -42,6 +42,7 @@ class _File(msgspec.Struct, frozen=True):
     disk: DiskId
     format: str = "raw"
     representation: Representation = Representation.FILE
+    state: bool = False
 
 
 class Exclusions:
@@ -95,6 +96,7 @@ def _entry(file: _File, name: str, metadata: Metadata) -> WorkloadFile:
         disk=file.disk,
         format=file.format,
         representation=file.representation,
+        state=file.state,
         metadata=FileMetadata() if _is_rbd(file.path) else metadata(file.path),
     )
 
@@ -206,7 +208,7 @@ def _nvram(machine: Facts, notes: list[str]) -> Iterator[_File]:
         notes.append(f"{machine.name}: its firmware variables are not there yet; the first start makes them")
     elif source.kind in ("file", "block"):
         disk = DiskId(digest_id("vm-nvram", [machine.uuid]))
-        yield _File(_real(source.path), disk, source.format, _nvram_representation(source))
+        yield _File(_real(source.path), disk, source.format, _nvram_representation(source), state=True)
     else:
         notes.append(f"{machine.name}: its firmware variables are on the network and left out")
 
@@ -230,7 +232,7 @@ def _tpm(machine: Facts, tpm: Tpm, swtpm: str, notes: list[str]) -> Iterator[_Fi
     if not states:
         notes.append(f"{machine.name}: its TPM has no state yet; the first start makes it")
     for name in states:
-        yield _File(_real(os.path.join(folder, name)), DiskId(digest_id("vm-tpm", [machine.uuid, name])))
+        yield _File(_real(os.path.join(folder, name)), DiskId(digest_id("vm-tpm", [machine.uuid, name])), state=True)
 
 
 # --- paths ----------------------------------------------------------------------------------------

@@ -1,0 +1,46 @@
+"""A running UEFI machine whose firmware variables lie where nothing can be snapshotted, as Debian has it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from restore_scene import Scene
+from vm_lab import GuestLab, LabDisk, make_disk, needs_guests
+
+CODE, VARS = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
+MIB = 1 << 20
+
+pytestmark = [
+    pytest.mark.root,
+    needs_guests,
+    pytest.mark.skipif(not os.path.exists(CODE), reason="needs ovmf"),
+]
+
+
+def test_firmware_variables_of_a_running_machine(guests: GuestLab, tmp_path: Path) -> None:
+    scene = Scene(guests, str(tmp_path))
+    nvram = os.path.join(guests.folder, "uefi_VARS.fd")
+    shutil.copyfile(VARS, nvram)
+    disk = os.path.join(guests.folder, "uefi.qcow2")
+    make_disk(disk, 32 * MIB, format="qcow2", fs=False)
+    firmware = f"<loader readonly='yes' type='pflash'>{CODE}</loader><nvram>{nvram}</nvram>"
+    disks = [LabDisk(dev="vda", path=disk, format="qcow2")]
+    with guests.guest("uefi", disks, options={"agent": "no"}, os_extra=firmware) as guest:
+        for change_map in ("first backup", "compared: the driver keeps no change map"):
+            point = scene.run("backup", "vm:uefi")
+            found = {one["driver"]: one for one in point["disks"]}
+            assert set(found) == {"qemu", "copied"}
+            assert (found["copied"]["path"], found["copied"]["change_map"]) == (nvram, change_map)
+        assert found["copied"]["stored_bytes"] == 0
+        assert guest.domain().info()[0] == 1, "it runs"
+        now = Path(nvram).read_bytes()
+        out = scene.run("restore", "latest", "--to", str(tmp_path / "out"))
+        back = {one["name"]: one["target"] for one in out["disks"]}
+        assert Path(back["uefi_VARS.fd"]).read_bytes() == now
+        guest.domain().destroy()
+        Path(nvram).write_bytes(bytes(len(now)))
+        scene.run("restore", "latest", "--in-place")
+        assert Path(nvram).read_bytes() == now
