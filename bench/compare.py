@@ -10,7 +10,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from lab import (
@@ -44,6 +44,7 @@ class Bench:
     def __init__(self, folder: str, datastore: str, times: int) -> None:
         self.folder, self.times = folder, times
         self.image = os.path.join(datastore, "disk.raw")
+        self.storage = (self.image, os.path.join(folder, "datastore.img"))  # the file, and what its file system lies in
         self.repo = os.path.join(folder, "graincopy-repo")
         self.restic = os.path.join(folder, "restic-repo")
         self.borg = os.path.join(folder, "borg-repo")
@@ -63,7 +64,7 @@ class Bench:
 
     # --- the contestants --------------------------------------------------------------------------
 
-    def graincopy(self, *words: str, cold: bool = False) -> Measured:
+    def graincopy(self, *words: str, cold: Sequence[str] = ()) -> Measured:
         """One graincopy command, measured."""
         return measure([*GRAINCOPY, *words], cold=cold)
 
@@ -88,11 +89,11 @@ class Bench:
         empty(self.borg)
         run("borg", "init", "-e", "repokey-blake2", self.borg)
 
-    def restic_backup(self, *, cold: bool = False) -> Measured:
+    def restic_backup(self, *, cold: Sequence[str] = ()) -> Measured:
         """One restic backup of the image."""
         return measure(["restic", "--no-cache", "-q", "-r", self.restic, "backup", self.image], cold=cold)
 
-    def borg_backup(self, *, cold: bool = False) -> Measured:
+    def borg_backup(self, *, cold: Sequence[str] = ()) -> Measured:
         """One borg backup of the image."""
         chunker = ["--chunker-params", "fixed,4194304", "-C", "zstd,1", "--sparse", "--files-cache", "disabled"]
         return measure(["borg", "create", *chunker, f"{self.borg}::{{utcnow:%H%M%S%f}}", self.image], cold=cold)
@@ -108,16 +109,17 @@ class Bench:
 def full_backup(bench: Bench, what: str, *, cold: bool) -> None:
     """Everything for the first time; ``cold``: the image has to come from the disk, as in most nights it has."""
     out = os.path.join(bench.folder, "cp.raw")
+    evicted = bench.storage if cold else ()
     cp = ["cp", "--sparse=always", "--reflink=never", bench.image, out]
-    bench.row(what, "cp", repeat(bench.times, lambda _: empty(out), lambda: measure(cp, cold=cold)))
+    bench.row(what, "cp", repeat(bench.times, lambda _: empty(out), lambda: measure(cp, cold=evicted)))
     durable = ["sh", "-c", 'cp --sparse=always --reflink=never "$0" "$1" && sync "$1"', bench.image, out]
-    bench.row(what, "cp + fsync", repeat(bench.times, lambda _: empty(out), lambda: measure(durable, cold=cold)))
+    bench.row(what, "cp + fsync", repeat(bench.times, lambda _: empty(out), lambda: measure(durable, cold=evicted)))
     empty(out)
-    runs = repeat(bench.times, bench.new_graincopy, lambda: bench.graincopy("backup", bench.image, cold=cold))
+    runs = repeat(bench.times, bench.new_graincopy, lambda: bench.graincopy("backup", bench.image, cold=evicted))
     bench.row(what, "graincopy", runs, stored_mib=round(tree_size(bench.repo) / MIB, 1))
-    runs = repeat(bench.times, bench.new_restic, lambda: bench.restic_backup(cold=cold))
+    runs = repeat(bench.times, bench.new_restic, lambda: bench.restic_backup(cold=evicted))
     bench.row(what, "restic", runs, stored_mib=round(tree_size(bench.restic) / MIB, 1))
-    runs = repeat(bench.times, bench.new_borg, lambda: bench.borg_backup(cold=cold))
+    runs = repeat(bench.times, bench.new_borg, lambda: bench.borg_backup(cold=evicted))
     bench.row(what, "borg", runs, stored_mib=round(tree_size(bench.borg) / MIB, 1))
 
 

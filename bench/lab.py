@@ -29,12 +29,13 @@ class Measured:
     memory: int
 
 
-def measure(command: Sequence[str], env: dict[str, str] | None = None, *, cold: bool = False) -> Measured:
-    """Run ``command`` after a sync and account for it with wait4(2); ``cold``: nothing is in the page cache."""
+def measure(command: Sequence[str], env: dict[str, str] | None = None, *, cold: Sequence[str] = ()) -> Measured:
+    """Run ``command`` after a sync and account for it with wait4(2); the files ``cold`` are not in the page cache."""
     os.sync()
-    if cold:
-        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as kernel:
-            kernel.write("3")
+    for path in cold:
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
     usual = {name: value for name, value in os.environ.items() if name not in _NOT_AS_INSTALLED}
     begun = time.monotonic()
     process = subprocess.Popen(command, env={**usual, **(env or {})}, stdout=subprocess.DEVNULL)

@@ -26,7 +26,7 @@ class Freeze(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Backup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[backup]``"""
 
-    workers: int = 4  # threads that read, compress, seal and wait for the medium
+    workers: int = 3  # threads that read, compress, seal and wait for the medium
     audit: str = "64"  # grains per disk and run: a number, a percentage, or all
 
 

@@ -11,7 +11,14 @@ from graincopy.core.errors import UsageWrong, error_classes
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises instead of printing its usage and leaving."""
+    """argparse that raises instead of printing its usage and leaving; what stands below the help is made when asked."""
+
+    operation: Operation | None = None
+
+    def format_help(self) -> str:
+        examples = _examples(self.operation) if self.operation else ""
+        self.epilog = examples + _exit_status(self.operation)
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         raise UsageWrong(what=message)
@@ -22,7 +29,6 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="graincopy",
         description="Backup and restore of virtual machines: snapshot coarse, copy fine, never merge.",
-        epilog=_exit_status(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -39,10 +45,10 @@ def _add_operation(commands: argparse._SubParsersAction[Parser], operation: Oper
         operation.name,
         help=operation.summary,
         description=". ".join(filter(None, (operation.summary.capitalize(), operation.about))),
-        epilog=_examples(operation) + _exit_status(operation),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.operation = operation
     for one in operation.inputs:
         _add_input(parser, one)
     if operation.changes:

@@ -14,7 +14,7 @@ from graincopy.transfer.progress import Meter
 from graincopy.transfer.workers import run_workers
 from graincopy.volumes.base import FileSink
 
-BATCH_BYTES = 1 << 20  # chunks fetched together: enough neighbours for one range of a pack, little enough memory
+BATCH_BYTES = 4 << 20  # chunks fetched together: enough neighbours for one range of a pack, little enough memory
 
 
 class Written(msgspec.Struct):

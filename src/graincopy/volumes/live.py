@@ -31,6 +31,8 @@ __all__ = ["LiveFile", "ReadLease", "apply_metadata", "free_bytes", "lease_read"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PUNCH = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
 _ZEROS = bytes(MIB)
+_SEND_EVERY = 4 * MIB
+_SYNC_FILE_RANGE_WRITE = 2  # <linux/fs.h>
 
 
 class LiveFile:
@@ -49,6 +51,7 @@ class LiveFile:
         self._lease = lease  # phase one
         self._fd, self._write_lease = fd, write_lease  # phase two
         self._turning = threading.Lock()
+        self._unsent = 0  # bytes written since the kernel was last told to begin writing back
         self._folders = made_in
         self._block = stat.S_ISBLK(os.fstat(self.fd).st_mode)
 
@@ -76,6 +79,10 @@ class LiveFile:
         while done < len(data):
             with self._space_for(len(data) - done):
                 done += os.pwrite(fd, data[done:], offset + done)
+        self._unsent += done
+        if self._unsent >= _SEND_EVERY:  # several workers may count wrong together: it is a hint, sync() is the promise
+            self._unsent = 0
+            _start_writing_back(fd)
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range, as far as it lies in the file, read as zeros: a hole where the file system can."""
@@ -255,6 +262,11 @@ def _reopen(fd: int, path: str) -> int:
         if error.errno == errno.EAGAIN:
             raise SourceInUse(path=path, reason="somebody holds a lease on it") from error
         raise PathUnreadable(path=path, reason=error.strerror) from error
+
+
+def _start_writing_back(fd: int) -> None:
+    """Keep the device busy from now on: else all of it is left to sync(). sync_file_range(2); may well do nothing."""
+    ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def _punch(fd: int, offset: int, length: int) -> bool:

@@ -26,7 +26,7 @@ from graincopy.volumes.instant import Instant, Quiesce, Revise, Revision, Window
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers that the configuration may set. Times in seconds."""
 
-    workers: int = 4
+    workers: int = 3
     audit: str = "64"
     freeze_deadline_s: float = 10.0
     freeze_warn_ms: float = 1000.0
