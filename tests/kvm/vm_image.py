@@ -166,7 +166,9 @@ def _copy_modules(unpacked: str, version: str, root: str) -> None:
     order: dict[str, None] = {}
     for module in _MODULES:
         shown = _run("modprobe", "-d", unpacked, "-S", version, "--show-depends", module)
-        order |= {line.split()[1]: None for line in shown.splitlines() if line.startswith("insmod")}
+        order |= {
+            line.removeprefix("insmod ").strip(): None for line in shown.splitlines() if line.startswith("insmod ")
+        }
     with open(os.path.join(root, "modules"), "w") as file:
         for path in order:
             shutil.copy2(path, os.path.join(root, "lib/modules"))
