@@ -26,9 +26,13 @@ build() {
   [ ! -e "$home/made" ] || return 0
   is_root || die "the guest has to be made once as root"
   need debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 cpio=cpio depmod=kmod mkfs.ext4=e2fsprogs gzip=gzip
-  local tree=$home/tree
   rm -rf --one-file-system -- "$venv/cache/lab-lvm" # older ones, too
-  mkdir -p "$tree"
+  mkdir -p "$home"
+  local tree
+  tree=$(mktemp -d /var/tmp/gc-lab-tree.XXXXXX) # debootstrap cannot do with spaces in its path
+  # shellcheck disable=SC2064 # this tree, whatever the name means by then
+  trap "rm -rf --one-file-system -- '$tree'" EXIT
+  chmod 755 "$tree"
   say "making the guest of the LVM lab (a few minutes, once)"
   quietly debootstrap --variant=minbase --include="$packages" "$suite" "$tree" "$mirror"
   add_kernel "$tree"
@@ -58,7 +62,7 @@ add_kernel() {
   version=$(ls "$home/kernel/lib/modules")
   depmod -b "$home/kernel" "$version"
   for module in $modules; do
-    modprobe -d "$home/kernel" -S "$version" --show-depends "$module" | awk '/^insmod/ { print $2 }'
+    modprobe -d "$home/kernel" -S "$version" --show-depends "$module" | sed -n 's/^insmod \(.*[^ ]\) *$/\1/p'
   done | awk '!seen[$0]++' > "$home/modules"
   while read -r module; do
     install -D -m 644 "$module" "$tree/usr${module#"$home/kernel"}"
