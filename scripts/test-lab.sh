@@ -30,7 +30,7 @@ set_up() {
     kvm)
       need libvirtd=libvirt-daemon virsh=libvirt-clients qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils \
         qemu-storage-daemon=qemu-system-common busybox=busybox-static cpio=cpio modprobe=kmod gcc=gcc \
-        pkg-config=pkg-config mke2fs=e2fsprogs mkfs.xfs=xfsprogs unshare=util-linux nbdcopy=libnbd-bin
+        pkg-config=pkg-config swtpm=swtpm swtpm_setup=swtpm-tools mke2fs=e2fsprogs mkfs.xfs=xfsprogs unshare=util-linux nbdcopy=libnbd-bin
       [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || install_packages ovmf
       pkg-config --exists libvirt || install_packages libvirt-dev libc6-dev python3-dev
       pip_install "$venv" --require-hashes -r requirements-libvirt.lock

@@ -10,6 +10,13 @@ import pytest
 from restore_scene import Scene
 from vm_lab import GuestLab, LabDisk, make_disk, needs_guests
 
+from graincopy.app.host import SystemClock
+from graincopy.hypervisor.link import Link
+from graincopy.model.volume import Claim
+from graincopy.testing.memory_lab import MemoryLab
+from graincopy.volumes.copied import CopiedDriver
+from graincopy.workloads.libvirt import LibvirtSource
+
 CODE, VARS = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 MIB = 1 << 20
 
@@ -44,3 +51,29 @@ def test_firmware_variables_of_a_running_machine(guests: GuestLab, tmp_path: Pat
         Path(nvram).write_bytes(bytes(len(now)))
         scene.run("restore", "latest", "--in-place")
         assert Path(nvram).read_bytes() == now
+
+
+@pytest.mark.skipif(shutil.which("swtpm_setup") is None, reason="needs swtpm")
+def test_the_state_of_a_running_tpm(guests: GuestLab) -> None:
+    disk = os.path.join(guests.folder, "trusted.qcow2")
+    make_disk(disk, 32 * MIB, format="qcow2", fs=False)
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    disks = [LabDisk(dev="vda", path=disk, format="qcow2")]
+    with guests.guest("trusted", disks, options={"agent": "no"}, devices=tpm) as guest:
+        with Link(guests.uri, SystemClock()) as link:
+            source = LibvirtSource(link, SystemClock(), swtpm=f"{guests.folder}/lib/swtpm")  # where the host sees it
+            workload = source.describe(["trusted"])
+        states = [file for file in workload.files if file.state]
+        assert states and all("/tpm2/" in file.path for file in states), workload.notes
+        driver = CopiedDriver()
+        storage = MemoryLab()
+        for file in states:
+            claim = driver.resolve(file.path)
+            assert isinstance(claim, Claim)
+            (target,) = driver.create_targets([claim.volume], storage.tag())
+            with driver.open(target, claim) as image:
+                content = bytearray(image.size)
+                image.readinto(0, memoryview(content))
+            assert content == Path(file.path).read_bytes() != b""
+            driver.delete(target)
+        assert guest.domain().info()[0] == 1, "it runs"
