@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from graincopy.app.config import Config, explain, load
 from graincopy.app.groups import sets_and_subsystems
 from graincopy.app.settings import read_passphrase, read_settings
 from graincopy.app.wiring import wire
+from graincopy.cli.main import run
 from graincopy.core.errors import ConfigWrong, GraincopyError, LastKey, PassphraseWrong, UsageWrong
 from graincopy.repository.repository import Repository
 
@@ -123,6 +127,21 @@ def test_another_passphrase_opens_and_the_last_key_stays(tmp_path: Path, monkeyp
         with_passphrase(monkeypatch, tmp_path, "first")
     with pytest.raises(LastKey):
         with_passphrase(monkeypatch, tmp_path, "second").remove_key(added.id)
+
+
+def test_a_passphrase_from_a_pipe_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``GRAINCOPY_PASSPHRASE_FILE=<(...)`` gives it: whoever opens it a second time waits for ever."""
+    monkeypatch.setenv("GRAINCOPY_REPO", str(tmp_path / "repo"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GRAINCOPY_PASSPHRASE", "through the pipe")
+    assert run(["init"]) == 0
+    monkeypatch.delenv("GRAINCOPY_PASSPHRASE")
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    environ = {**os.environ, "GRAINCOPY_PASSPHRASE_FILE": pipe}
+    with subprocess.Popen([sys.executable, "-m", "graincopy", "points"], env=environ) as command:
+        Path(pipe).write_text("through the pipe\n")
+        assert command.wait(60) == 0
 
 
 def with_passphrase(monkeypatch: pytest.MonkeyPatch, folder: Path, passphrase: str) -> Repository:

@@ -18,7 +18,7 @@ from graincopy.media.base import Medium
 from graincopy.media.directory import DirectoryMedium
 from graincopy.repository.unlock import find_master
 
-FindMaster = Callable[[Medium, bytes | None], bytes]
+MasterOf = Callable[[Medium], bytes]
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -68,8 +68,8 @@ def read_settings(explicit_config: str | None, url: str | None) -> Settings:
     return Settings(config, path, environ, url)
 
 
-def unlock_ahead(settings: Settings) -> FindMaster:
-    """Begin to derive the master key, in a thread of its own; the answer is a ``find_master`` that waits for it.
+def unlock_ahead(settings: Settings) -> MasterOf:
+    """Begin to derive the master key, in a thread of its own; the answer is a ``master_of`` that waits for it.
 
     Whatever goes wrong is raised when the key is asked for. The thread ends with the process.
     """
@@ -78,10 +78,10 @@ def unlock_ahead(settings: Settings) -> FindMaster:
     def derive() -> None:
         try:
             found.append(find_master(settings.medium(settings.repo_url()), settings.passphrase()))
-        except (GraincopyError, OSError) as failure:
+        except (GraincopyError, OSError, MemoryError) as failure:
             found.append(failure)
 
-    def master(_medium: Medium, _passphrase: bytes | None) -> bytes:
+    def master(_medium: Medium) -> bytes:
         thread.join()
         if isinstance(found[0], Exception):
             raise found[0]

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from graincopy.app import host
-from graincopy.app.settings import FindMaster, Settings
+from graincopy.app.settings import MasterOf, Settings
 from graincopy.core.errors import PassphraseMissing, UsageWrong
 from graincopy.repository.repository import Repository
-from graincopy.repository.unlock import find_master
 from graincopy.transfer.progress import ProgressSink, silent
 from graincopy.volumes.base import VolumeDriver
 from graincopy.volumes.btrfs import BtrfsDriver
@@ -49,7 +48,7 @@ class Wiring(Settings, frozen=True):
 
     progress: ProgressSink = silent
     step: Callable[[str], None] = _no_step
-    find_master: FindMaster = find_master
+    master_of: MasterOf | None = None  # where the key is being derived already
 
     # --- places -----------------------------------------------------------------------------------
 
@@ -204,12 +203,12 @@ class Wiring(Settings, frozen=True):
         """Open the repository. Raises what Repository.open raises."""
         return Repository.open(
             self.medium(self.repo_url()),
-            passphrase=self.passphrase(),
+            passphrase=None if self.master_of else self.passphrase(),  # it may come from a pipe: it is read once
             clock=host.SystemClock(),
             chance=host.SystemChance(),
             owner=host.this_process(),
             cache_dir=self.cache_dir(),
-            find_master=self.find_master,
+            master_of=self.master_of,
         )
 
     def create_repository(self, grain_size: int, encrypted: bool) -> Repository:
@@ -269,7 +268,7 @@ def wire(
     settings: Settings,
     progress: ProgressSink = silent,
     step: Callable[[str], None] = _no_step,
-    find_master: FindMaster = find_master,
+    master_of: MasterOf | None = None,
 ) -> Wiring:
     """Everything an operation may need, on top of ``settings``."""
-    return Wiring(settings.config, settings.config_path, settings.environ, settings.url, progress, step, find_master)
+    return Wiring(settings.config, settings.config_path, settings.environ, settings.url, progress, step, master_of)

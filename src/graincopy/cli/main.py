@@ -62,7 +62,7 @@ def _operate(values: dict[str, Any], step: Callable[[str], None] | None) -> Answ
     settings = read_settings(values.get("config"), values.get("repo"))
     extras: dict[str, Any] = {"step": step} if step else {}
     if operation.opens:
-        extras["find_master"] = unlock_ahead(settings)
+        extras["master_of"] = unlock_ahead(settings)
     action: Callable[[Wiring, dict[str, Any]], Answer] = getattr(importlib.import_module(module), name)
     from graincopy.app.wiring import wire
     from graincopy.cli import progress

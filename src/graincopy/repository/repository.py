@@ -162,14 +162,14 @@ class Repository:
         chance: Chance,
         owner: Owner = NOBODY,
         cache_dir: str | None = None,
-        find_master: Callable[[Medium, bytes | None], bytes] = unlock.find_master,
+        master_of: Callable[[Medium], bytes] | None = None,
     ) -> Repository:
-        """``find_master`` turns ``passphrase`` into the master key; it may have begun already.
+        """``master_of`` gives the master key where it is being derived already; then ``passphrase`` is not needed.
 
         Raises RepositoryMissing, RepositoryTooNew, PassphraseMissing, PassphraseWrong or ObjectDamaged.
         """
         config = opening.read_config(medium)
-        master = find_master(medium, passphrase)
+        master = master_of(medium) if master_of else unlock.find_master(medium, passphrase)
         keyring = opening.read_keyring(medium, master)
         if keyring.config != config:
             raise ObjectDamaged(name=opening.CONFIG, reason="it is not the configuration that the keyring holds")

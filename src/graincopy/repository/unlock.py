@@ -38,7 +38,11 @@ def find_master(medium: Medium, passphrase: bytes | None) -> bytes:
     found.sort(key=lambda key: key.kdf != "none")
     for key in found:
         if key.kdf == "none" or passphrase:
-            master = keys.unwrap_master(key, passphrase)
+            try:
+                master = keys.unwrap_master(key, passphrase)
+            except frame.Malformed as error:
+                damaged = ObjectDamaged(name=key_name(key.id), reason=error)
+                continue
             if master is not None:
                 return master
     if damaged is not None:
