@@ -11,7 +11,7 @@ from graincopy.core.errors import SourceChanged, TargetLost
 from graincopy.model.snapshot import Target
 from graincopy.volumes import btrfs_store, reflink_store
 from graincopy.volumes.btrfs_store import source_path, split
-from graincopy.volumes.fiemap import read_placement, shared_extents
+from graincopy.volumes.fiemap import unshared_bytes
 from graincopy.volumes.places import sync_directory
 from graincopy.volumes.reflink_clone import failures, open_record
 
@@ -81,9 +81,7 @@ def allocated_of(target: Target) -> int:
     except TargetLost:
         return 0
     try:
-        size = os.fstat(fd).st_size
-        placement = read_placement(fd, size, sync=False)
-        return max(0, int((placement.stops - placement.starts).sum()) - shared_extents(fd, size))
+        return unshared_bytes(fd)
     except OSError:
         return 0
     finally:

@@ -106,6 +106,13 @@ def shared_extents(fd: int, size: int) -> int:
     return total
 
 
+def unshared_bytes(fd: int) -> int:
+    """Bytes of the file that no other file shares (st_blocks counts the shared ones too). Raises OSError."""
+    size = os.fstat(fd).st_size
+    placement = read_placement(fd, size, sync=False)
+    return max(0, int((placement.stops - placement.starts).sum()) - shared_extents(fd, size))
+
+
 def seek_placement(fd: int, size: int) -> Placement:
     """Placement by SEEK_DATA and SEEK_HOLE: data is opaque (no volume positions), the rest holes. Raises OSError."""
     segments: list[tuple[int, int]] = []

@@ -18,7 +18,7 @@ from graincopy.core.ids import VolumeId
 from graincopy.core.placement import Placement
 from graincopy.model.snapshot import Target
 from graincopy.volumes import ioctl, reflink_store
-from graincopy.volumes.fiemap import count_extents, read_placement, shared_extents
+from graincopy.volumes.fiemap import count_extents, read_placement, unshared_bytes
 from graincopy.volumes.loop import loops_of
 from graincopy.volumes.mounts import read_mounts
 from graincopy.volumes.places import sync_directory
@@ -230,9 +230,7 @@ def allocated_of(path: str) -> int:
     except OSError:
         return 0
     try:
-        size = os.fstat(fd).st_size
-        placement = read_placement(fd, size, sync=False)
-        return max(0, int((placement.stops - placement.starts).sum()) - shared_extents(fd, size))
+        return unshared_bytes(fd)
     except OSError:
         return 0
     finally:
