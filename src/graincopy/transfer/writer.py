@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
+import numpy as np
 
-from graincopy.core.extent import Extents
+from graincopy.core.extent import Array, Extents
 from graincopy.model.restore_point import MapRoot
 from graincopy.repository.grainmap import CHUNK, ZERO, Entries
 from graincopy.repository.repository import Repository
@@ -44,17 +46,62 @@ def write_grains(
     chunks, zeros = _split_by_kind(repository, root, grains)
     if not fresh:
         bill.written_bytes += _write_zeros(zeros.to_bytes(grain_size).clip(0, size), sink, meter)
-    bills: list[Written] = []
+    hands: list[_Hand] = []
 
     def make() -> tuple[Callable[[Entries], None], Callable[[], None]]:
-        mine = Written()
-        bills.append(mine)
-        return lambda batch: _write_batch(repository, batch, sink, size, mine, meter), lambda: None
+        hand = _Hand(repository, sink, size, meter, joined=fresh)
+        hands.append(hand)
+        return hand.write, lambda: None
 
     run_workers(workers if chunks.total > 1 else 1, _batches(repository, root, chunks), make)
-    bill.written_bytes += sum(one.written_bytes for one in bills)
-    bill.fetched_bytes += sum(one.fetched_bytes for one in bills)
+    bill.written_bytes += sum(hand.bill.written_bytes for hand in hands)
+    bill.fetched_bytes += sum(hand.bill.fetched_bytes for hand in hands)
     return bill
+
+
+class _Hand:
+    """One worker and its bill."""
+
+    def __init__(self, repository: Repository, sink: FileSink, size: int, meter: Meter, *, joined: bool) -> None:
+        """``joined``: neighbouring grains are written together from aligned memory, so that a new file can be written
+        past the page cache. Through it, the copy would cost more than the calls."""
+        self.bill = Written()
+        self._repository, self._sink, self._size, self._meter = repository, sink, size, meter
+        self._grain = repository.grain_size
+        self._view = memoryview(mmap.mmap(-1, max(BATCH_BYTES, self._grain))) if joined else None
+
+    def write(self, batch: Entries) -> None:
+        """Fetch the chunks of ``batch`` and write them."""
+        fetched = self._repository.fetch(batch.ids)
+        if self._view is None:
+            for grain, piece in zip(batch.grains.tolist(), fetched.pieces, strict=True):
+                self._put(grain, memoryview(piece))
+        else:
+            for run in _neighbours(batch.grains):
+                pieces = fetched.pieces[run[0] : run[-1] + 1]
+                self._put(int(batch.grains[run[0]]), _join(pieces, self._view))
+        self.bill.fetched_bytes += fetched.fetched_bytes
+        self._meter.add(len(batch.grains) * self._grain)
+
+    def _put(self, grain: int, content: memoryview) -> None:
+        offset = grain * self._grain
+        wanted = content[: max(0, self._size - offset)]
+        self._sink.write(offset, wanted)
+        self.bill.written_bytes += len(wanted)
+
+
+def _join(pieces: Sequence[bytes], buffer: memoryview) -> memoryview:
+    """``pieces`` behind each other in ``buffer``."""
+    used = 0
+    for piece in pieces:
+        buffer[used : used + len(piece)] = piece
+        used += len(piece)
+    return buffer[:used]
+
+
+def _neighbours(grains: Array) -> list[Array]:
+    """Indexes of ascending ``grains``, one array for each run without a gap."""
+    return np.split(np.arange(len(grains)), np.flatnonzero(np.diff(grains) != 1) + 1)
 
 
 def _split_by_kind(repository: Repository, root: MapRoot, grains: Extents) -> tuple[Extents, Extents]:
@@ -71,20 +118,6 @@ def _batches(repository: Repository, root: MapRoot, grains: Extents) -> Iterator
         chunks = entries.pick(entries.kinds == CHUNK)
         for start in range(0, len(chunks), per_batch):
             yield chunks.pick(slice(start, start + per_batch))
-
-
-def _write_batch(
-    repository: Repository, batch: Entries, sink: FileSink, size: int, bill: Written, meter: Meter
-) -> None:
-    grain_size = repository.grain_size
-    fetched = repository.fetch(batch.ids)
-    for grain, content in zip(batch.grains.tolist(), fetched.pieces, strict=True):
-        offset = grain * grain_size
-        wanted = memoryview(content)[: max(0, size - offset)]
-        sink.write(offset, wanted)
-        bill.written_bytes += len(wanted)
-    bill.fetched_bytes += fetched.fetched_bytes
-    meter.add(len(batch.grains) * grain_size)
 
 
 def _write_zeros(ranges: Extents, sink: FileSink, meter: Meter) -> int:

@@ -46,7 +46,9 @@ class LiveFile:
         fd: int = -1,
         made_in: tuple[str, ...] = (),
         write_lease: bool = False,
+        direct: bool = False,
     ) -> None:
+        """``direct``: large, aligned writes may go past the page cache, as far as the file system can."""
         self.path, self.existed = path, existed
         self._lease = lease  # phase one
         self._fd, self._write_lease = fd, write_lease  # phase two
@@ -54,6 +56,8 @@ class LiveFile:
         self._unsent = 0  # bytes written since the kernel was last told to begin writing back
         self._folders = made_in
         self._block = stat.S_ISBLK(os.fstat(self.fd).st_mode)
+        self._began_direct = direct and _set_direct(self.fd)
+        self._direct = self._began_direct
 
     @property
     def fd(self) -> int:
@@ -78,11 +82,22 @@ class LiveFile:
         fd, done = self._writable(), 0
         while done < len(data):
             with self._space_for(len(data) - done):
-                done += os.pwrite(fd, data[done:], offset + done)
-        self._unsent += done
+                done += self._put(fd, offset + done, data[done:])
+        self._unsent += 0 if self._direct else done
         if self._unsent >= _SEND_EVERY:  # several workers may count wrong together: it is a hint, sync() is the promise
             self._unsent = 0
             _start_writing_back(fd)
+
+    def _put(self, fd: int, offset: int, data: memoryview) -> int:
+        """pwrite(2); for good through the page cache from the first write on that O_DIRECT does not take."""
+        try:
+            return os.pwrite(fd, data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._began_direct:
+                raise
+        self._direct = False
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+        return os.pwrite(fd, data, offset)
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range, as far as it lies in the file, read as zeros: a hole where the file system can."""
@@ -262,6 +277,17 @@ def _reopen(fd: int, path: str) -> int:
         if error.errno == errno.EAGAIN:
             raise SourceInUse(path=path, reason="somebody holds a lease on it") from error
         raise PathUnreadable(path=path, reason=error.strerror) from error
+
+
+def _set_direct(fd: int) -> bool:
+    """Set O_DIRECT; False where the file system has no such thing (open(2): EINVAL)."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
 
 
 def _start_writing_back(fd: int) -> None:

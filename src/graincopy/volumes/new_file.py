@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from graincopy.core.errors import OutputExists, OutputUnfit, RestoreNoSpace
+from graincopy.core.units import MIB
 from graincopy.volumes.base import FileSink
 from graincopy.volumes.live import LiveFile, free_bytes
 from graincopy.volumes.places import make_directory, sync_directory
 from graincopy.volumes.qemu_sink import create_disk
 
+_DIRECT_FROM = MIB  # bytes; below that the page cache costs less than waiting for the device
 _NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
 
@@ -45,7 +47,7 @@ class NewFiles:
             make_directory(self._path)
             fd, part = self._open(name)
         try:
-            with LiveFile(self.path_of(name), False, fd=fd) as file:
+            with LiveFile(self.path_of(name), False, fd=fd, direct=size >= _DIRECT_FROM) as file:
                 with self._translated(name, size):
                     os.ftruncate(fd, size)
                     if preallocate and size:
