@@ -15,7 +15,9 @@ from nbd_disks import GRAIN, MemoryDisk
 from graincopy.core.errors import ObjectDamaged
 from graincopy.views.nbd_answers import HOLES_FROM, SLOW_S, Answers, Served
 from graincopy.views.nbd_handshake import CONTEXTS, Export
-from graincopy.views.nbd_protocol import Opened, Request
+from graincopy.views.nbd_outlet import Buffers
+from graincopy.views.nbd_protocol import Opened
+from graincopy.views.nbd_request import Request
 
 
 def image(grains: str) -> bytes:
@@ -25,7 +27,8 @@ def image(grains: str) -> bytes:
 
 
 def answers(disk: MemoryDisk, structured: bool = True) -> Answers:
-    return Answers(disk, None, Opened(Export(disk.name, disk.size, False), structured, CONTEXTS))
+    opened = Opened(Export(disk.name, disk.size, False), structured, CONTEXTS)
+    return Answers(disk, None, opened, Buffers(1 << 16, 2))
 
 
 def instant() -> float:

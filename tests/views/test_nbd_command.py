@@ -18,6 +18,8 @@ from test_nbd_server import tool
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir, "volumes"))
 import lab
 
+from graincopy.core.errors import MediumFailed
+
 MIB = 1 << 20
 SIZE = 6 * MIB + 77
 
@@ -249,6 +251,28 @@ def test_damage_in_the_repository_is_eio_for_its_range_and_a_warning(cli: Cli, d
     assert failed == 1
     assert code == 3
     assert "cannot be read" in errors
+
+
+def test_a_medium_that_is_gone_is_eio_and_read_again_when_it_is_back(cli: Cli, disk: str) -> None:
+    with open(disk, "rb") as file:
+        content = file.read()
+    away = f"{cli.repo}.away"
+    with Serve(cli, "latest", "--socket", "s", "--medium-only") as server:
+        with Client(server.path) as client, Client(server.path) as other:
+            assert client.open().ask(nbd.READ, 0, 65536).content(0, 65536) == content[:65536]
+            other.open()
+            os.rename(cli.repo, away)
+            assert client.ask(nbd.READ, 5 * MIB, 65536).error == nbd.EIO
+            assert other.ask(nbd.READ, 0, 65536).content(0, 65536) == content[:65536]  # remembered
+            os.rename(away, cli.repo)
+            assert client.ask(nbd.READ, 0, SIZE).content(0, SIZE) == content
+            os.rename(cli.repo, away)
+            client.send(nbd.request(nbd.READ, 1 * MIB, 512))
+            code, _, errors = server.end()  # it ends all the same, and removes its socket
+        os.rename(away, cli.repo)
+    assert code == MediumFailed.exit_code  # the medium could not be told that the view is over
+    assert "cannot be read" in errors
+    assert not os.path.lexists(server.path)
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from graincopy.views.nbd_protocol import (
     Connection,
     Event,
     Opened,
-    Request,
     Send,
     StartTls,
     State,
 )
+from graincopy.views.nbd_request import Request
 
 MIB = 1 << 20
 WEB, DATA = Export("web.raw", 10 * MIB, False, "the web"), Export("data.raw", 4097, True)

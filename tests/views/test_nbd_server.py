@@ -253,6 +253,20 @@ def test_clients_that_never_read_their_replies_cost_a_bounded_amount(serving: Se
         assert serving.memory - before < 160 * MIB  # each asked for gigabytes
 
 
+def test_replies_that_wait_for_slow_clients_stay_as_they_are(serving: Serving, content: bytes) -> None:
+    """Memory of replies is used again: never while a client has still to read what lies in it."""
+    with contextlib.ExitStack() as held:
+        clients = [held.enter_context(Client(serving.path)).open(structured=False) for _ in range(4)]
+        places = [[(at * 7 + number * 3) % 23 * MIB + number for at in range(20)] for number in range(4)]
+        for client, asked in zip(clients, places, strict=True):
+            client.send(b"".join(request(nbd.READ, offset, 700_000, at) for at, offset in enumerate(asked)))
+        for _ in range(20):
+            for client, asked in zip(clients, places, strict=True):
+                reply = client.reply(700_000)
+                offset = asked[reply.handle]
+                assert reply.data[-1] == content[offset : offset + 700_000]
+
+
 def test_replies_of_a_client_that_said_goodbye_still_come(serving: Serving, content: bytes) -> None:
     with Client(serving.path) as client:
         client.open(structured=False)

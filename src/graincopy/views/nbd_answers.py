@@ -16,14 +16,14 @@ import msgspec
 from graincopy.core.errors import GraincopyError
 from graincopy.views import nbd_wire as wire
 from graincopy.views.nbd_handshake import ALLOCATION, context_id
-from graincopy.views.nbd_protocol import Opened, Request
+from graincopy.views.nbd_outlet import Buffers, Part, unset
+from graincopy.views.nbd_protocol import Opened
+from graincopy.views.nbd_request import Request
 from graincopy.views.nbd_wire import Cmd
 from graincopy.views.source import Span, ViewDisk
 
-Part = bytes | bytearray | memoryview
-
 HOLES_FROM = 64 << 10  # bytes of a read from which on looking for holes is worth a look into the grain map
-HOLES_AHEAD = 4 << 20  # bytes looked at together, so that a sequential reader looks once for many reads
+HOLES_AHEAD = 16 << 20  # bytes looked at together, so that a sequential reader looks once for many reads
 HOLES_MOST = 64  # chunks of one reply; more fragments than that are sent as plain bytes
 STATUS_REACH = 1 << 30  # bytes that one BLOCK_STATUS looks at; clients ask on from where the answer ended
 WRITABLE_REACH = 64 << 20  # the same where writes may have left a patchwork of blocks
@@ -45,11 +45,15 @@ class WritableDisk(ViewDisk, Protocol):
 
 
 class Served(msgspec.Struct, frozen=True):
-    """Replies to the first requests of a batch, and those that were left over because an earlier one was slow."""
+    """Replies to the first requests of a batch, and those that were left over because an earlier one was slow.
+
+    ``borrowed``: the buffers that ``parts`` lie in, to be given back once these are sent.
+    """
 
     parts: list[Part]
     left: Sequence[Request]
     slow: bool
+    borrowed: Sequence[memoryview] = ()
 
 
 class _Watch:
@@ -67,25 +71,27 @@ class _Watch:
 class Answers:
     """Answers the requests of one connection. Thread-safe."""
 
-    def __init__(self, disk: ViewDisk, writable: WritableDisk | None, opened: Opened) -> None:
-        self._disk, self._writable = disk, writable
+    def __init__(self, disk: ViewDisk, writable: WritableDisk | None, opened: Opened, buffers: Buffers) -> None:
+        self._disk, self._writable, self._buffers = disk, writable, buffers
         self._structured, self._contexts = opened.structured, opened.contexts
         self._plain = (0, 0)  # a range known to have no hole; replaced as a whole, so that no thread sees half of it
 
     def serve(self, requests: Sequence[Request], monotonic: Callable[[], float]) -> Served:
         """Answer ``requests`` in order until one is slow. ``monotonic`` gives seconds."""
         parts: list[Part] = []
+        borrowed: list[memoryview] = []
         watch = _Watch(monotonic)
         at = 0
         while at < len(requests) and not watch.slow:
             run = self._run_of_reads(requests, at)
             if run > at:
-                at += self._read_plain(requests[at:run], parts, watch)
+                borrowed.append(self._buffers.take(self._room(requests[at:run])))
+                at += self._read_plain(requests[at:run], borrowed[-1], parts, watch)
             else:
                 parts += self._other(requests[at])
                 at += 1
                 watch.lap()
-        return Served(parts, requests[at:], watch.slow)
+        return Served(parts, requests[at:], watch.slow, borrowed)
 
     # --- reads ------------------------------------------------------------------------------------
 
@@ -101,10 +107,18 @@ class Answers:
         start, stop = self._plain
         return not (start <= request.offset and request.offset + request.length <= stop)
 
-    def _read_plain(self, reads: Sequence[Request], parts: list[Part], watch: _Watch) -> int:
-        """Answer ``reads`` out of one buffer, until one is slow; how many were answered."""
-        head = wire.DATA_CHUNK.size if self._structured else wire.SIMPLE.size
-        buffer = memoryview(bytearray(sum(head + read.length for read in reads)))
+    @property
+    def _head(self) -> int:
+        """Bytes before the data of a read."""
+        return wire.DATA_CHUNK.size if self._structured else wire.SIMPLE.size
+
+    def _room(self, reads: Sequence[Request]) -> int:
+        """Bytes that the replies to ``reads`` take."""
+        return sum(read.length for read in reads) + len(reads) * self._head
+
+    def _read_plain(self, reads: Sequence[Request], buffer: memoryview, parts: list[Part], watch: _Watch) -> int:
+        """Answer ``reads`` out of ``buffer``, until one is slow; how many were answered."""
+        head = self._head
         first = at = number = 0
         while number < len(reads) and not watch.slow:
             read = reads[number]
@@ -141,9 +155,9 @@ class Answers:
                 parts.append(wire.hole_chunk(read.handle, offset, length, done))
                 continue
             head = wire.data_chunk(read.handle, offset, length, done)
-            buffer = bytearray(len(head) + length)
+            buffer = unset(len(head) + length)
             buffer[: len(head)] = head
-            self._disk.readinto(offset, memoryview(buffer)[len(head) :])
+            self._disk.readinto(offset, buffer[len(head) :])
             parts.append(buffer)
         return parts
 

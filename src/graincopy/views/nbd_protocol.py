@@ -31,6 +31,7 @@ import msgspec
 
 from graincopy.views import nbd_wire as wire
 from graincopy.views.nbd_handshake import REQUEST_LIMIT, Export, Haggling, Next, Tls, answer
+from graincopy.views.nbd_request import Request, wrong
 from graincopy.views.nbd_wire import Cmd, Opt, Rep
 
 OPTION_LIMIT = 16 << 10  # bytes
@@ -59,17 +60,6 @@ class Opened(msgspec.Struct, frozen=True):
     contexts: tuple[str, ...]
 
 
-class Request(msgspec.Struct):
-    """A request that is in order: inside the export, known flags, allowed. Offsets and lengths in bytes."""
-
-    command: int
-    flags: int
-    handle: int
-    offset: int
-    length: int
-    payload: bytes = b""
-
-
 class Close(msgspec.Struct, frozen=True):
     """Say nothing more; ``reason`` is empty when the client asked for it."""
 
@@ -91,22 +81,6 @@ class State(Enum):
     PAYLOAD = auto()
     SKIP_PAYLOAD = auto()
     CLOSED = auto()
-
-
-_EVERYWHERE = wire.FUA  # clients set it on commands that do not write; the specification wants it accepted
-_COMMAND_FLAGS = {
-    Cmd.READ: _EVERYWHERE | wire.DF,
-    Cmd.WRITE: _EVERYWHERE,
-    Cmd.DISC: 0xFFFF,  # whatever it says, it is the last thing that it says
-    Cmd.FLUSH: _EVERYWHERE,
-    Cmd.TRIM: _EVERYWHERE,
-    Cmd.CACHE: _EVERYWHERE,
-    Cmd.WRITE_ZEROES: _EVERYWHERE | wire.NO_HOLE,
-    Cmd.BLOCK_STATUS: _EVERYWHERE | wire.REQ_ONE,
-}
-_WRITING = frozenset({Cmd.WRITE, Cmd.TRIM, Cmd.WRITE_ZEROES})
-_HOLDING = frozenset({Cmd.READ, Cmd.WRITE})  # their bytes are held in memory
-_PAYING = (State.PAYLOAD, State.SKIP_PAYLOAD)
 
 
 class Connection:
@@ -263,34 +237,10 @@ class Connection:
 
     def _refuse(self, request: Request) -> Send | None:
         """The error reply to a request that is out of order."""
-        error, text = self._wrong(request)
+        error, text = (
+            (errno.ESHUTDOWN, "the server is going down") if self.shutting_down else wrong(request, self.haggling)
+        )
         return Send(wire.failure(self.haggling.structured, request.handle, error, text)) if error else None
-
-    def _wrong(self, request: Request) -> tuple[int, str]:
-        """An errno and its reason; 0 when there is nothing wrong."""
-        export = self.haggling.chosen
-        assert export is not None, "there are no requests before an export was chosen"
-        known = _COMMAND_FLAGS.get(Cmd(request.command)) if request.command in _COMMANDS else None
-        if self.shutting_down:
-            return errno.ESHUTDOWN, "the server is going down"
-        if known is None:
-            return errno.EINVAL, f"command {request.command} is not known"
-        if request.flags & ~known or (request.flags & wire.DF and not self.haggling.structured):
-            return errno.EINVAL, f"flags {request.flags:#x} do not go with this command"
-        if request.command in _WRITING and not export.writable:
-            return errno.EPERM, "the export is read-only"
-        if request.command == Cmd.FLUSH:
-            return (errno.EINVAL, "a flush has no range") if request.offset or request.length else (0, "")
-        if not request.length:
-            return errno.EINVAL, "the range is empty"
-        if request.offset + request.length > export.size:
-            number = errno.ENOSPC if request.command in _WRITING else errno.EINVAL
-            return number, "the range goes beyond the end"
-        if request.command in _HOLDING and request.length > REQUEST_LIMIT:
-            return errno.EINVAL, f"at most {REQUEST_LIMIT} bytes can be asked for at once"
-        if request.command == Cmd.BLOCK_STATUS and not self.haggling.contexts:
-            return errno.EINVAL, "no metadata context was agreed on"
-        return 0, ""
 
     # --- the table --------------------------------------------------------------------------------
 
@@ -303,6 +253,3 @@ class Connection:
         State.PAYLOAD: _on_payload,
         State.SKIP_PAYLOAD: _on_skipped_payload,
     }
-
-
-_COMMANDS = frozenset(Cmd)

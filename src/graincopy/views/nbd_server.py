@@ -19,11 +19,14 @@ import msgspec
 from graincopy.views.nbd_answers import Answers, Served, WritableDisk
 from graincopy.views.nbd_handshake import Export
 from graincopy.views.nbd_listen import Listener
+from graincopy.views.nbd_outlet import Buffers
 from graincopy.views.nbd_pool import Pool
 from graincopy.views.nbd_protocol import Opened
-from graincopy.views.nbd_session import Session
+from graincopy.views.nbd_session import JOB_BYTES, JOB_REQUESTS, Session
+from graincopy.views.nbd_wire import DATA_CHUNK
 from graincopy.views.source import ViewDisk
 
+BUFFERS = 8  # for replies, kept for the next ones: 4 MiB
 THREADS = 12  # that touch disks, for all clients together
 CLIENTS_MOST = 64  # nbdcopy opens 4 connections, qemu 1 for each disk; each may make us hold some memory
 GRACE_S = 5.0  # for requests under way when the server is told to end; the limit for all of it is 10 s
@@ -49,6 +52,7 @@ class Server:
         )
         self.tls, self.monotonic = tls, monotonic
         self.pool: Pool[Served] = Pool(THREADS)
+        self.buffers = Buffers(JOB_BYTES + JOB_REQUESTS * DATA_CHUNK.size, BUFFERS)
         self.clients = self.sent_bytes = 0
         self.dropped: dict[str, int] = {}  # reason → how often
         self._offers = dict(zip(self.exports, offers, strict=True))
@@ -60,7 +64,7 @@ class Server:
     def answers(self, opened: Opened) -> Answers:
         """For the requests of one connection."""
         offer = self._offers[opened.export]
-        return Answers(offer.disk, offer.writable, opened)
+        return Answers(offer.disk, offer.writable, opened, self.buffers)
 
     def joined(self, session: Session) -> bool:
         """A client came; False when there are too many."""

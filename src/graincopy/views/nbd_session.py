@@ -23,10 +23,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from graincopy.views.nbd_answers import Answers, Part, Served
+from graincopy.views.nbd_answers import Answers, Served
 from graincopy.views.nbd_handshake import Export, Tls
+from graincopy.views.nbd_outlet import Buffers, Outlet
 from graincopy.views.nbd_pool import Pool
-from graincopy.views.nbd_protocol import Close, Connection, Event, Opened, Request, Send, StartTls, State
+from graincopy.views.nbd_protocol import Close, Connection, Event, Opened, Send, StartTls, State
+from graincopy.views.nbd_request import Request
 from graincopy.views.nbd_wire import Cmd
 
 WAITING_MOST = 256
@@ -35,8 +37,8 @@ STARTED_BYTES = 8 << 20
 UNSENT_BYTES = 1 << 20
 WIDTH = 6
 FAST_WIDTH = 2  # while storage answers at once more threads only take turns
-JOB_REQUESTS, JOB_BYTES = 64, 512 << 10
-JOIN_BYTES = 64 << 10  # replies that are smaller go out in one call
+JOB_REQUESTS, JOB_BYTES = 64, 768 << 10
+INBOX_BYTES = 128 << 10  # read from the socket at a time
 SEND_BUFFER = 1 << 20  # bytes, in the kernel
 _SO_SNDBUFFORCE = 32  # socket(7); the socket module lacks it
 HANDSHAKE_S, TLS_S, LINGER_S = 60.0, 20.0, 10.0
@@ -61,6 +63,7 @@ class Host(Protocol):
     exports: tuple[Export, ...]
     tls: ssl.SSLContext | None
     pool: Pool[Served]
+    buffers: Buffers
     monotonic: Callable[[], float]
     sent_bytes: int
 
@@ -74,13 +77,15 @@ class Host(Protocol):
         """It is gone."""
 
 
-class Session(asyncio.Protocol):
+class Session(asyncio.BufferedProtocol):
     """One connection. Everything runs in the loop's thread but :meth:`Answers.serve`."""
 
     def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
         self._host, self._loop = host, loop
         self._machine = Connection(host.exports, Tls.REQUIRED if host.tls else Tls.NONE)
+        self._inbox = memoryview(bytearray(INBOX_BYTES))  # of a bytearray asyncio's TLS would slice copies
         self._transport: asyncio.Transport | None = None
+        self._outlet: Outlet | None = None
         self._answers: Answers | None = None
         self._waiting: deque[Request] = deque()
         self._waiting_bytes = self._jobs = self._started = self._started_bytes = 0
@@ -96,13 +101,17 @@ class Session(asyncio.Protocol):
         if not self._host.joined(self):
             transport.abort()
             return
+        self._outlet = Outlet(transport, tls=False)
         transport.set_write_buffer_limits(high=UNSENT_BYTES)
         _widen(transport.get_extra_info("socket"))
         transport.write(self._machine.greeting())
         self._timer = self._loop.call_later(HANDSHAKE_S, self.drop, "it did not choose an export in time")
 
-    def data_received(self, data: bytes) -> None:
-        self._machine.receive(data)
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._inbox
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._machine.receive(self._inbox[:nbytes])
         self._go_on()
 
     def eof_received(self) -> bool:
@@ -232,20 +241,16 @@ class Session(asyncio.Protocol):
         self._waiting_bytes -= sum(len(request.payload) for request in done)
         self._waiting.extendleft(reversed(served.left))
         self._slow = served.slow
-        self._write(served.parts)
+        self._write(served)
         self._go_on()
 
-    def _write(self, parts: list[Part]) -> None:
-        if self._transport is None:
+    def _write(self, served: Served) -> None:
+        if self._transport is None or self._outlet is None:
             return
-        size = sum(len(part) for part in parts)
-        self._host.sent_bytes += size
-        if size <= JOIN_BYTES and len(parts) > 1:
-            self._transport.write(b"".join(parts))
-            return
-        for part in parts:
-            if part:
-                self._transport.write(part)
+        self._host.sent_bytes += sum(map(len, served.parts))
+        if self._outlet.send(served.parts):
+            for buffer in served.borrowed:
+                self._host.buffers.give_back(buffer)
 
     # --- coming and going -------------------------------------------------------------------------
 
@@ -264,7 +269,7 @@ class Session(asyncio.Protocol):
             transport.abort()
             return
         upgraded.set_write_buffer_limits(high=UNSENT_BYTES)
-        self._transport = upgraded
+        self._transport, self._outlet = upgraded, Outlet(upgraded, tls=True)
         self._machine.tls_started()
         self._go_on()
 
