@@ -16,9 +16,12 @@ from guest_lab import MIB, FileDisk, file_disk, lab, needs, root_test
 from graincopy.app.host import SystemClock
 from graincopy.core.errors import GuestPathMissing, GuestUnreadable, OutputExists, UsageWrong
 from graincopy.views.guest import wire
-from graincopy.views.guest.extract import Allowed, Extracted, extract_into, extract_stream
+from graincopy.views.guest.extract import extract_into, extract_stream
 from graincopy.views.guest.locate import Place, located, parse_place, partitions_of
+from graincopy.views.guest.metadata import Allowed, Extracted
 from graincopy.views.guest.session import GuestReader
+
+LATEST = (2**31 - 1 + 3 * 2**32) * 10**9  # nanoseconds that ext4 can hold: more than 63 bits
 
 
 @contextmanager
@@ -193,6 +196,13 @@ def test_what_only_a_mounted_ext4_makes(tmp_path: Path) -> None:
         lab.run("setfattr", "-n", "user.note", "-v", "x" * 500, f"{point}/unwritten")
         lab.run("setfattr", "-n", "user.small", "-v", "y", f"{point}/unwritten")
         os.chown(f"{point}/unwritten", 70000, 80000)
+        for name, nanoseconds in (
+            ("later", 5_000_000_000_123_456_789),
+            ("earlier", -1_234_567_890_876_543_211),
+            ("latest", LATEST),
+        ):
+            with open(f"{point}/{name}", "wb"):
+                os.utime(f"{point}/{name}", ns=(nanoseconds, nanoseconds))
         os.mknod(f"{point}/disk", stat.S_IFBLK | 0o660, os.makedev(259, 70000))
         os.mknod(f"{point}/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         attribute = bytes.fromhex("0100000200200000000000000000000000000000")  # cap_net_raw=ep
@@ -204,6 +214,12 @@ def test_what_only_a_mounted_ext4_makes(tmp_path: Path) -> None:
     with open(f"{tmp_path}/out/unwritten", "rb") as file:
         assert file.read() == bytes(MIB) + b"written" + bytes(3 * MIB - 7)
     assert (facts.st_uid, facts.st_gid) == (70000, 80000)
+    with reading(image) as (_, reader):
+        told = {one.path: one for one in reader.list(b"/") if isinstance(one, wire.Entry)}
+    assert (told[b"later"].mtime, told[b"later"].atime) == (5_000_000_000_123_456_789,) * 2
+    assert told[b"earlier"].mtime == -1_234_567_890_876_543_211
+    assert told[b"latest"].mtime == LATEST
+    assert os.stat(f"{tmp_path}/out/latest").st_mtime_ns // 10**9 in (LATEST // 10**9, 2**31 - 1)  # what it can hold
     assert os.getxattr(f"{tmp_path}/out/unwritten", "user.note") == b"x" * 500
     assert os.getxattr(f"{tmp_path}/out/unwritten", "user.small") == b"y"
     assert os.getxattr(f"{tmp_path}/out/unwritten", "system.posix_acl_access") == acl

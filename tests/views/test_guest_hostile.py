@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import guest_lab
@@ -20,9 +22,10 @@ from hypothesis import strategies as st
 
 from graincopy.app.host import SystemClock
 from graincopy.core.errors import GuestUnreadable, OutputUnfit
-from graincopy.views.guest import directories, session, wire
-from graincopy.views.guest.extract import Allowed, extract_into
+from graincopy.views.guest import directories, process, wire
+from graincopy.views.guest.extract import extract_into
 from graincopy.views.guest.locate import partitions_of
+from graincopy.views.guest.metadata import Allowed
 from graincopy.views.guest.partitions import Partition
 from graincopy.views.guest.session import GuestReader
 
@@ -107,6 +110,24 @@ def test_a_directory_inside_itself_ends(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a" / "file").read_bytes() == b"x"
 
 
+def test_names_come_in_the_order_of_their_inodes_and_a_fault_after_what_came_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tsk = pytest.importorskip("graincopy.views.guest.tsk")
+    monkeypatch.setattr(tsk, "_SORTED", 3)
+
+    def broken() -> Iterator[tuple[int, bytes]]:
+        yield from ((number, b"%d" % number) for number in (5, 9, 2, 8, 7, 1, 4))
+        raise ValueError("a broken directory block")
+
+    found: list[int] = []
+    with pytest.raises(ValueError, match="broken"):
+        for number, _ in tsk.in_disk_order(broken()):
+            found.append(number)
+    assert found == [2, 5, 9, 1, 7, 8, 4]
+    assert list(tsk.in_disk_order(iter([]))) == []
+
+
 def test_a_very_deep_tree_is_cut_and_told(tmp_path: Path) -> None:
     top = tmp_path / "tree"
     top.mkdir()
@@ -137,10 +158,11 @@ def test_a_link_that_leads_to_itself(tmp_path: Path) -> None:
 def test_directory_entries_of_inodes_that_are_not_in_use(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "gone").write_bytes(b"x")
+    (tmp_path / "tree" / "freed").write_bytes(b"y")
     (tmp_path / "tree" / "good").write_bytes(b"good")
     image = plain_ext4(tmp_path)
-    debugfs(image, "clri gone")
-    assert [path for path, _ in extract(image, f"{tmp_path}/out")] == [b"gone"]
+    debugfs(image, "clri gone", "freei freed")
+    assert sorted(path for path, _ in extract(image, f"{tmp_path}/out")) == [b"freed", b"gone"]
     assert (tmp_path / "out" / "good").read_bytes() == b"good"
 
 
@@ -269,8 +291,9 @@ def test_a_reader_that_is_killed(small: str) -> None:
 
 
 def test_a_reader_that_hangs(small: str) -> None:
-    with file_disk(small) as disk, GuestReader(disk, partitions_of(disk)[0], SystemClock(), 0.3) as reader:
+    with file_disk(small) as disk, GuestReader(disk, partitions_of(disk)[0], SystemClock()) as reader:
         os.kill(reader.pid, signal.SIGSTOP)
+        reader._patience = 0.3
         with pytest.raises(GuestUnreadable, match="no answer"):
             reader.look(b"/")
         pid = reader.pid
@@ -310,9 +333,37 @@ def _frame(kind: bytes, body: bytes) -> bytes:
     ],
 )
 def test_a_reader_that_lies(small: str, said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_START", LIAR.format(said.hex()))
+    monkeypatch.setattr(process, "START", LIAR.format(said.hex()))
     with file_disk(small) as disk, pytest.raises(GuestUnreadable):
         GuestReader(disk, partitions_of(disk)[0], SystemClock(), 5).__enter__()
+
+
+def test_a_reader_that_asks_and_does_not_read_the_answer(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asks = "import os, sys, time; os.write(int(sys.argv[1]), bytes.fromhex({!r})); time.sleep(60)"
+    said = _frame(b"r", wire.WANTED.pack(0, wire.PIECE))
+    monkeypatch.setattr(process, "START", asks.format(said.hex()))
+    with file_disk(small) as disk, pytest.raises(GuestUnreadable, match="no answer"):
+        GuestReader(disk, partitions_of(disk)[0], SystemClock(), 0.5).__enter__()
+
+
+def test_a_reader_that_was_started_ahead_is_used_once_and_ends_with_its_user(small: str) -> None:
+    with file_disk(small) as disk, process.Spare() as spare:
+        readers = [GuestReader(disk, partitions_of(disk)[0], SystemClock(), spare=spare) for _ in range(2)]
+        with readers[0] as first, readers[1] as second:
+            assert first.pid != second.pid
+            assert isinstance(second.look(b"/file1"), wire.Entry)
+            pids = first.pid, second.pid
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+
+def test_a_reader_that_was_started_ahead_in_vain_ends() -> None:
+    with process.Spare() as spare:
+        pid = spare._process.pid  # type: ignore[union-attr]
+        os.kill(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 @given(st.binary(max_size=200), st.sampled_from(wire.KINDS), st.integers(-(2**70), 2**70))
@@ -440,6 +491,15 @@ def test_what_is_given_up_cannot_be_done(tmp_path: Path) -> None:
     assert target.read_bytes() == b"secret" and not os.path.exists(f"{target}.new")
 
 
+def test_a_reader_that_takes_too_long_is_ended() -> None:
+    spins = (
+        "import sys; sys.path[:] = sys.argv[1:]; from graincopy.views.guest.sandbox import Bounds, give_up\n"
+        "give_up(Bounds(processor=1))\nwhile True: pass"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", spins, *sys.path], timeout=120, check=False)
+    assert done.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
+
+
 def test_the_socket_is_the_only_thing_that_is_inherited(small: str) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, file_disk(small) as disk, GuestReader(disk, partitions_of(disk)[0], SystemClock()) as reader:
@@ -452,11 +512,13 @@ def test_a_slow_disk_below_a_kernel_mount_is_no_reader_that_hangs(tmp_path: Path
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_bytes(os.urandom(MIB))
     image = guest_lab.make_xfs(f"{tmp_path}/xfs", f"{tmp_path}/tree", os.fspath(tmp_path))
-    with file_disk(image) as disk, GuestReader(disk, partitions_of(disk)[0], SystemClock(), 0.2) as reader:
-        fast, slow = disk.readinto, threading.Event()
+    with file_disk(image) as disk, GuestReader(disk, partitions_of(disk)[0], SystemClock()) as reader:
+        fast, reads, never = disk.readinto, itertools.count(), threading.Event()
+        reader._patience = 2  # now that it has started, which may take long on a busy machine
 
         def readinto(offset: int, buffer: memoryview) -> None:
-            slow.wait(0.7)
+            if next(reads) < 2:
+                never.wait(5)
             fast(offset, buffer)
 
         disk.readinto = readinto  # type: ignore[method-assign]

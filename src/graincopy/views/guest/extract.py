@@ -12,48 +12,17 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from graincopy.core.errors import GuestUnreadable, OutputExists, OutputUnfit, RestoreNoSpace
 from graincopy.views.guest import wire
+from graincopy.views.guest.metadata import Allowed, Extracted, Metadata
 from graincopy.volumes.mounts import open_beneath
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_PRIVILEGES = (b"security.capability",)
-_MINE_TO_LOSE = (b"security.", b"trusted.", b"system.")  # attributes of this host's policy rather than of the file
 _NODES = {"character": stat.S_IFCHR, "block": stat.S_IFBLK}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_MOST_PROBLEMS = 1000
 _ZEROS = bytes(1 << 16)
-
-
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """What is recreated only when asked for."""
-
-    devices: bool = False
-    setuid: bool = False
-
-
-@dataclass(slots=True)
-class Extracted:
-    """What was written. ``problems``: path and why, of what is missing or incomplete; at most 1000 are kept."""
-
-    files: int = 0
-    directories: int = 0
-    others: int = 0
-    size: int = 0  # bytes of files, holes included
-    written: int = 0  # bytes of files, without holes
-    skipped: int = 0  # device nodes and sockets
-    stripped: int = 0  # setuid, setgid and capabilities left off
-    failed: int = 0
-    problems: list[tuple[bytes, str]] = field(default_factory=list)
-
-    def problem(self, path: bytes, reason: str) -> None:
-        """Count one, and keep it."""
-        self.failed += 1
-        if len(self.problems) < _MOST_PROBLEMS:
-            self.problems.append((path, reason))
 
 
 def extract_into(answers: Iterator[wire.Answer], directory: str, name: bytes, allowed: Allowed) -> Extracted:
@@ -126,9 +95,8 @@ class _Writer:
     def __init__(self, top: int, directory: str, name: bytes, allowed: Allowed) -> None:
         self.done = Extracted()
         self._directory, self._name, self._allowed = directory, name, allowed
-        self._top = top
+        self._top, self._metadata = top, Metadata(self.done, allowed)
         self._folders = [_Folder(b"", os.dup(top), None)]
-        self._root = os.geteuid() == 0
 
     def run(self, answers: Iterator[wire.Answer]) -> None:
         """Until the answers end."""
@@ -175,7 +143,7 @@ class _Writer:
         folder = self._folders.pop()
         try:
             if folder.entry is not None:
-                self._dress(folder.fd, folder.entry)
+                self._metadata.give(folder.fd, folder.entry)
         finally:
             os.close(folder.fd)
 
@@ -192,7 +160,7 @@ class _Writer:
         try:
             problem = self._fill(fd, answers)
             if not problem:
-                self._dress(fd, entry)
+                self._metadata.give(fd, entry)
         finally:
             os.close(fd)
         if problem:
@@ -232,7 +200,8 @@ class _Writer:
                 self._link(folder, name, entry.same_as)
             elif entry.kind == "symlink":
                 os.symlink(entry.target or b".", name, dir_fd=folder.fd)
-                self._dress_link(folder, name, entry)
+                self._metadata.give_link(folder.fd, name, entry)
+                self.done.others += 1
             else:
                 self._node(folder, name, entry)
         except OSError as failure:
@@ -262,40 +231,7 @@ class _Writer:
         else:
             self.done.skipped += 1
             return
-        self._dress_link(folder, name, entry)
-        os.chmod(name, self._mode(entry), dir_fd=folder.fd)
-
-    # --- metadata ---------------------------------------------------------------------------------
-
-    def _mode(self, entry: wire.Entry) -> int:
-        if self._allowed.setuid or not entry.mode & (stat.S_ISUID | stat.S_ISGID):
-            return entry.mode
-        self.done.stripped += 1
-        return entry.mode & ~(stat.S_ISUID | stat.S_ISGID)
-
-    def _dress(self, fd: int, entry: wire.Entry) -> None:
-        """Owner first: it takes setuid and capabilities away."""
-        if self._root and entry.uid >= 0:
-            os.fchown(fd, entry.uid, entry.gid)
-        os.fchmod(fd, self._mode(entry))
-        for name, value in entry.xattrs.items():
-            self._attribute(fd, entry, name, value)
-        os.utime(fd, ns=(entry.atime, entry.mtime))
-
-    def _attribute(self, fd: int, entry: wire.Entry, name: bytes, value: bytes) -> None:
-        if name in _PRIVILEGES and not self._allowed.setuid:
-            self.done.stripped += 1
-            return
-        try:
-            os.setxattr(fd, name, value)
-        except (OSError, ValueError) as failure:
-            if not name.startswith(_MINE_TO_LOSE):
-                self.done.problem(entry.path, f"extended attribute {os.fsdecode(name)}: {failure}")
-
-    def _dress_link(self, folder: _Folder, name: bytes, entry: wire.Entry) -> None:
-        if self._root and entry.uid >= 0:
-            os.chown(name, entry.uid, entry.gid, dir_fd=folder.fd, follow_symlinks=False)
-        os.utime(name, ns=(entry.atime, entry.mtime), dir_fd=folder.fd, follow_symlinks=False)
+        self._metadata.give_node(folder.fd, name, entry)
         self.done.others += 1
 
     def _refused(self, entry: wire.Entry, failure: OSError) -> None:

@@ -11,6 +11,7 @@ from graincopy.core.clock import Clock
 from graincopy.core.errors import GuestPathMissing, GuestUnreadable, ToolMissing, UsageWrong
 from graincopy.views.guest import wire
 from graincopy.views.guest.partitions import Partition, find_partitions
+from graincopy.views.guest.process import Spare
 from graincopy.views.guest.session import GuestReader
 from graincopy.views.source import ViewDisk
 
@@ -61,8 +62,8 @@ def partitions_of(disk: ViewDisk) -> tuple[Partition, ...]:
 
 
 @contextmanager
-def located(disk: ViewDisk, place: Place, clock: Clock) -> Iterator[Located]:
-    """The one partition that has ``place.path``, with its reader, which ends with the block.
+def located(disk: ViewDisk, place: Place, clock: Clock, spare: Spare | None = None) -> Iterator[Located]:
+    """The one partition that has ``place.path``, with its reader, which ends with the block; ``spare`` may be that.
 
     Raises GuestPathMissing, GuestUnreadable, ToolMissing, and UsageWrong when several partitions have it.
     """
@@ -75,7 +76,7 @@ def located(disk: ViewDisk, place: Place, clock: Clock) -> Iterator[Located]:
         for partition in candidates:
             with ExitStack() as trial:
                 try:
-                    reader = trial.enter_context(GuestReader(disk, partition, clock))
+                    reader = trial.enter_context(GuestReader(disk, partition, clock, spare=spare))
                     answer = reader.look(path)
                 except (GuestUnreadable, ToolMissing) as failure:
                     unread.append(failure)

@@ -6,11 +6,7 @@ A reader that gives no answer for too long, dies, or says something impossible e
 
 from __future__ import annotations
 
-import importlib.util
 import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,10 +20,10 @@ from graincopy.core.errors import GuestUnreadable, ToolMissing
 from graincopy.views.guest import wire
 from graincopy.views.guest.kernel_mount import mounted
 from graincopy.views.guest.partitions import Partition
+from graincopy.views.guest.process import ReaderProcess, Spare, can_read
 from graincopy.views.source import ViewDisk
 
 PATIENCE: Final = 120.0  # seconds without an answer, those apart in which the disk was read
-_START = "import sys; sys.path[:] = sys.argv[2:]; from graincopy.views.guest.child import main; main()"
 _AT_ONCE = 1 << 17
 _FRAME = max(wire.PIECE, wire.MESSAGE)
 
@@ -35,10 +31,20 @@ _FRAME = max(wire.PIECE, wire.MESSAGE)
 class GuestReader:
     """One file system of ``disk``, read by a process of its own. One request at a time."""
 
-    def __init__(self, disk: ViewDisk, partition: Partition, clock: Clock, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        disk: ViewDisk,
+        partition: Partition,
+        clock: Clock,
+        patience: float = PATIENCE,
+        spare: Spare | None = None,
+    ) -> None:
+        """``spare`` may have a process that waits; this one ends it."""
         self.partition = partition
+        self._spare = spare or Spare()
         self._disk, self._clock, self._patience = _Watched(disk), clock, patience
         self._heard = memoryview(b"")
+        self._left = patience
         self._where = f"{disk.name}@{partition.number}" if partition.number else disk.name
         self._held = ExitStack()
         self._decoder = msgspec.msgpack.Decoder(wire.Message)
@@ -91,27 +97,11 @@ class GuestReader:
             self._mount = self._held.enter_context(mounted(self._disk, self.partition))
         elif self.partition.reader != "tsk":
             raise self._unreadable(_why_nobody(self.partition.fs_type))
-        elif importlib.util.find_spec("pytsk3") is None:
+        elif not can_read():
             raise ToolMissing(tool=f"pytsk3, to read {self.partition.fs_type}", install="pip install graincopy[guest]")
-        self._socket, theirs = socket.socketpair()
-        self._held.callback(self._socket.close)
-        inherited = [fd for fd in (theirs.fileno(), self._mount) if fd >= 0]
-        command = [sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), *sys.path]
-        with theirs:
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=inherited,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={"LC_ALL": "C.UTF-8"},
-                cwd="/",
-            )
-        self._held.callback(self._end)
-
-    def _end(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._process = ReaderProcess(self._mount) if self._mount >= 0 else self._spare.take()
+        self._held.callback(self._process.end)
+        self._socket = self._process.socket
 
     def _begin(self) -> wire.Begin:
         one = self.partition
@@ -125,11 +115,13 @@ class GuestReader:
             wire.send(self._socket.send, wire.REQUEST, msgspec.msgpack.encode(request))
             yield from self._answers()
             whole = True
+        except TimeoutError as failure:  # it asks and does not read the answers
+            raise self._hangs() from failure
         except (wire.WireBroken, msgspec.DecodeError, ConnectionError) as failure:
             raise self._unreadable(self._how_it_ended(failure)) from failure
         finally:
             if not whole:
-                self._end()  # answers that nobody waited for would be taken for those to the next request
+                self._process.kill()  # answers that nobody waited for would be taken for those to the next request
 
     def _answers(self) -> Iterator[wire.Answer]:
         left = self._patience
@@ -149,19 +141,19 @@ class GuestReader:
             left = self._patience
 
     def _receive(self, seconds: float) -> tuple[int, bytes]:
-        self._socket.settimeout(max(seconds, 0.001))
+        self._left = max(seconds, 0.001)
         return wire.receive(self._hear, _FRAME)
 
     def _hear(self, most: int) -> bytes:
         """Some of what was said. Raises GuestUnreadable when nothing is, and the disk has no part in that."""
         while not self._heard:
             self._disk.idle()  # from now on
+            self._socket.settimeout(self._left)
             try:
                 self._heard = memoryview(self._socket.recv(_AT_ONCE))
             except TimeoutError as failure:
                 if self._disk.idle():
-                    reason = f"its reader gave no answer for {self._patience:.0f} s"
-                    raise self._unreadable(reason) from failure
+                    raise self._hangs() from failure
             else:
                 if not self._heard:
                     return b""
@@ -191,13 +183,15 @@ class GuestReader:
         else:
             wire.send(self._socket.send, wire.BYTES, data)
 
+    def _hangs(self) -> GuestUnreadable:
+        return self._unreadable(f"its reader gave no answer for {self._patience:.0f} s")
+
     def _unreadable(self, reason: str) -> GuestUnreadable:
         return GuestUnreadable(where=self._where, reason=reason)
 
     def _how_it_ended(self, failure: Exception) -> str:
-        try:
-            code = self._process.wait(0.5)
-        except subprocess.TimeoutExpired:
+        code = self._process.ended(0.5)
+        if code is None:
             return f"its reader said what no reader says: {failure}"
         if code >= 0:
             return f"its reader ended: {failure}"

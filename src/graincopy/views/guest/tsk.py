@@ -7,18 +7,19 @@ Runs in the locked-away process. Inodes and data come from pytsk3; directories, 
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import islice
 
 import pytsk3
 
 from graincopy.views.guest import directories
-from graincopy.views.guest.ext_inode import ENCRYPTED, INLINE, Inodes
-from graincopy.views.guest.tree import Node
+from graincopy.views.guest.ext_inode import ENCRYPTED, INLINE, Inodes, Raw
+from graincopy.views.guest.tree import FAULTS, Node
+from graincopy.views.guest.tsk_image import Image
 from graincopy.views.guest.wire import Entry
 
-BLOCK = 1 << 16
-_BLOCKS_KEPT = 256
+_SORTED = 1 << 16  # names of a directory that are held and sorted, some 12 MiB
 
 _TYPES = {
     "ext4": pytsk3.TSK_FS_TYPE_EXT_DETECT,
@@ -37,57 +38,35 @@ _DEFAULT = (128, 1)  # types of the attribute that holds a file's bytes: NTFS, a
 _LONGEST_BITMAP = 1 << 20  # of a directory: 8 · 2²⁰ index records
 
 
-class Image(pytsk3.Img_Info):  # type: ignore[misc, unused-ignore]
-    """The file system's bytes, from whoever has them, with the last small reads kept."""
-
-    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
-        self._size, self._get = size, read
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
-        super().__init__(url="", type=pytsk3.TSK_IMG_TYPE_EXTERNAL)
-
-    def get_size(self) -> int:
-        """Bytes."""
-        return self._size
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Bytes; beyond the end none."""
-        if offset < 0 or size <= 0:
-            return b""
-        size = min(size, self._size - offset)
-        if size > BLOCK:
-            return self._get(offset, size)
-        first, last = offset // BLOCK, (offset + size - 1) // BLOCK
-        data = self._block(first) if first == last else b"".join(map(self._block, range(first, last + 1)))
-        return data[offset - first * BLOCK :][:size] if size > 0 else b""
-
-    def _block(self, number: int) -> bytes:
-        data = self._kept.get(number)
-        if data is None:
-            data = self._get(number * BLOCK, min(BLOCK, self._size - number * BLOCK))
-            self._kept[number] = data
-            if len(self._kept) > _BLOCKS_KEPT:
-                self._kept.popitem(last=False)
-        else:
-            self._kept.move_to_end(number)
-        return data
-
-
 class TskNode(Node):
-    """An inode as pytsk3 opened it. Raises ValueError for one that is not in use, or of a strange kind."""
+    """An inode: of ext file systems as it lies on disk (``raw``), of others as pytsk3 opens it.
 
-    def __init__(self, file: pytsk3.File) -> None:
-        self.file, self.meta = file, file.info.meta
+    Raises ValueError for one that is not in use, or of a strange kind.
+    """
+
+    def __init__(self, fs: pytsk3.FS_Info, number: int, raw: Raw | None) -> None:
+        self._fs, self.identity, self.raw = fs, number, raw
+        self.target = b""
+        if raw is not None:
+            self.kind, self.links, self.size = raw.kind, raw.links, raw.size
+            return
         kind = _KINDS.get(int(self.meta.type))
         if kind is None or not int(self.meta.flags) & _ALLOCATED:
             raise ValueError("its inode is not in use")
         self.kind = kind
-        self.identity = int(self.meta.addr)
         self.links = int(self.meta.nlink)
         self.size = int(self.meta.size)
         self.target = bytes(self.meta.link or b"")
+
+    @cached_property
+    def file(self) -> pytsk3.File:
+        """As pytsk3 opens it. Raises OSError."""
+        return self._fs.open_meta(inode=self.identity)
+
+    @cached_property
+    def meta(self) -> pytsk3.TSK_FS_META:
+        """What pytsk3 tells of it."""
+        return self.file.info.meta
 
     def attribute(self, kind: int, name: bytes | None = None) -> pytsk3.Attribute | None:
         """The first attribute of a type, and of a name."""
@@ -121,7 +100,7 @@ class TskTree:
         return self._open(int(self._fs.info.root_inum))
 
     def _open(self, number: int) -> TskNode:
-        node = TskNode(self._fs.open_meta(inode=number))
+        node = TskNode(self._fs, number, self._inodes.find(number) if self._inodes else None)
         if self._ntfs and _dos_flags(node) & (_REPARSE_POINT | _SYSTEM):
             target = _link_target(node)
             if target is not None:
@@ -131,8 +110,8 @@ class TskTree:
     # --- directories ------------------------------------------------------------------------------
 
     def children(self, node: TskNode) -> Iterator[tuple[bytes, TskNode | str]]:
-        """In the order of the directory."""
-        for number, name in self._names(node):
+        """Stretch by stretch of the directory in the order of the inodes: by name or hash, each would be a read."""
+        for number, name in in_disk_order(self._names(node)):
             try:
                 yield name, self._open(number)
             except (OSError, ValueError) as fault:
@@ -180,26 +159,40 @@ class TskTree:
 
     def entry(self, node: TskNode, path: bytes) -> Entry:
         """From the inode."""
-        meta = node.meta
-        owners = self._inodes is not None
-        raw = self._inodes.find(node.identity) if self._inodes else None
+        if node.raw is not None and self._inodes is not None:
+            return self._ext_entry(node, node.raw, self._inodes.xattrs(node.raw), path)
         return Entry(
             path=path,
             kind=node.kind,
-            mode=int(meta.mode) & 0o7777 if owners else _mode(node, self._ntfs),
+            mode=_mode(node, self._ntfs),
             size=node.size,
-            uid=int(meta.uid) if owners else -1,
-            gid=int(meta.gid) if owners else -1,
-            mtime=_time(int(meta.mtime), int(meta.mtime_nano)),
-            atime=_time(int(meta.atime), int(meta.atime_nano)),
-            target=self._target(node) if node.kind == "symlink" else b"",
-            device=raw.device if raw and node.kind in ("character", "block") else (0, 0),
-            xattrs=self._inodes.xattrs(raw) if self._inodes and raw else {},
+            mtime=_time(int(node.meta.mtime), int(node.meta.mtime_nano)),
+            atime=_time(int(node.meta.atime), int(node.meta.atime_nano)),
+            target=self._target(node),
+        )
+
+    def _ext_entry(self, node: TskNode, raw: Raw, xattrs: dict[bytes, bytes], path: bytes) -> Entry:
+        uid, gid = raw.owners
+        return Entry(
+            path=path,
+            kind=node.kind,
+            mode=raw.mode,
+            size=node.size,
+            uid=uid,
+            gid=gid,
+            mtime=raw.mtime,
+            atime=raw.atime,
+            target=self._target(node),
+            device=raw.device if node.kind in ("character", "block") else (0, 0),
+            xattrs=xattrs,
         )
 
     @staticmethod
     def _target(node: TskNode) -> bytes:
-        return node.target or bytes(node.file.read_random(0, min(node.size, _LONGEST_LINK)))
+        if node.kind != "symlink":
+            return b""
+        linked = node.target or bytes(node.meta.link or b"")
+        return linked or bytes(node.file.read_random(0, min(node.size, _LONGEST_LINK)))
 
     # --- data -------------------------------------------------------------------------------------
 
@@ -228,7 +221,7 @@ class TskTree:
             raise ValueError(
                 "its content lies elsewhere (a reparse point: compressed by Windows, deduplicated or remote)"
             )
-        if self._inodes and self._inodes.find(node.identity).flags & (INLINE | ENCRYPTED):
+        if node.raw and node.raw.flags & (INLINE | ENCRYPTED):
             raise ValueError("it is encrypted, or kept inside its inode")
         for kind in _DEFAULT:
             one = node.attribute(kind, b"") if kind == _DATA else node.attribute(kind)
@@ -237,6 +230,24 @@ class TskTree:
                     raise ValueError("it is encrypted by Windows")
                 return one
         return None
+
+
+def in_disk_order(names: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """``names``, with their inodes' numbers, sorted by these, a bounded number at a time. A fault comes after what
+    came before it."""
+    while True:
+        stretch: list[tuple[int, bytes]] = []
+        fault: Exception | None = None
+        try:
+            for one in islice(names, _SORTED):
+                stretch.append(one)
+        except FAULTS as caught:
+            fault = caught
+        yield from sorted(stretch)
+        if fault is not None:
+            raise fault
+        if len(stretch) < _SORTED:
+            return
 
 
 def _dos_flags(node: TskNode) -> int:

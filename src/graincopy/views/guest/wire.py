@@ -180,7 +180,7 @@ def checked(entry: Entry) -> Entry:
     if b"\0" in entry.target or len(entry.target) > 4096:
         raise WireBroken("an impossible link")
     numbers = (entry.uid + 1, entry.gid + 1, *entry.device)
-    if min(numbers) < 0 or max(numbers) >= 1 << 32 or max(abs(entry.mtime), abs(entry.atime)) >= 1 << 63:
+    if min(numbers) < 0 or max(numbers) >= 1 << 32 or max(abs(entry.mtime), abs(entry.atime)) >= 1 << 64:
         raise WireBroken("an impossible owner, device or time")
     return entry
 
