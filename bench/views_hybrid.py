@@ -55,7 +55,7 @@ def throttled(wiring):  # type: ignore[no-untyped-def]
         def medium(self, url: str, *, create: bool = False):  # type: ignore[no-untyped-def]
             return Throttled(super().medium(url, create=create), SystemClock(), RATE)
 
-    return Slow(**{name: getattr(wiring, name) for name in wiring.__slots__})
+    return Slow(**{name: getattr(wiring, name) for name in wiring.__struct_fields__})
 
 
 def whole(view) -> dict[str, object]:  # type: ignore[no-untyped-def]

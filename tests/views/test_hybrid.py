@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from graincopy.core.errors import MediumFailed, TargetLost
 from graincopy.core.extent import Extents
 from graincopy.core.placement import Placement
 from graincopy.media.memory import MemoryMedium
+from graincopy.views import hybrid
 from graincopy.views.disk import Finding, RestoredDisk
 from graincopy.views.hybrid import Gate, LocalGrains
 from graincopy.views.source import Span
@@ -88,6 +90,16 @@ def changed(content: bytes, grains: set[int], seed: int = 5) -> bytes:
 
 STORED = Stored(patchy(11, 60, 777))
 GRAINS = 61
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_share_reads() -> Iterator[None]:
+    """As they do with grains of the usual size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hybrid, "SHARE_BYTES", 3 * GRAIN)
+        yield
+
+
 FAILURES = [OSError(errno.EIO, "bad"), OSError(errno.ENODEV, "gone"), TargetLost(target="t", reason="deleted")]
 some_grains = st.sets(st.integers(0, GRAINS - 2), max_size=20)
 
@@ -166,6 +178,16 @@ def test_a_wrong_presumption_costs_one_look_and_is_remembered() -> None:
         (2, False),
         (4, True),
     ]
+
+
+def test_a_large_read_is_shared_and_what_fails_in_one_share_costs_the_others_nothing() -> None:
+    stored = Stored(noise(3, 64 * GRAIN))
+    scene = Scene(stored, Near(changed(stored.content, {3, 40}), bad={50}))
+    assert read(scene.disk) == stored.content
+    assert sorted(scene.near.reads) == [(number * 16 * GRAIN, 16 * GRAIN) for number in range(4)]
+    assert scene.split() == (46 * GRAIN, 18 * GRAIN, 0)  # the share with the bad sector, and two that differ
+    assert scene.local.mismatches == 2
+    scene.local.close()
 
 
 def test_trusted_grains_are_not_hashed_and_zeros_are_read_from_nowhere() -> None:

@@ -360,7 +360,7 @@ def test_reading_at_random_fetches_nothing_ahead() -> None:
 def test_what_is_not_wanted_is_not_fetched_ahead() -> None:
     stored = Stored(noise(1, 1024 * GRAIN))
     image = stored.image(limit=64 << 20, ahead=True)
-    image.wanted = lambda grain: grain % 64 == 0
+    image.wanted = lambda first, stop: first % 64 == 0
     for grain in range(0, 1024, 64):
         get(image, grain * GRAIN, GRAIN)
     image.memory.close()
@@ -369,17 +369,34 @@ def test_what_is_not_wanted_is_not_fetched_ahead() -> None:
 
 
 def test_a_trail_knows_sequence_from_chance_also_out_of_order() -> None:
+    def everything(_first: int, _stop: int) -> bool:
+        return True
+
     trail = Trail(GRAIN)
     assert trail.grains == 256
     assert [trail.touch(at, at + 64) for at in (0, 64, 192, 128)] == [0, 0, 0, 0]
     assert [trail.touch(at, at + 64) for at in (256, 384, 320)] == [1, 1, 1]
     assert trail.touch(512, 576) == 2
-    assert trail.order(2, 2) == [3]
-    assert trail.order(2, 2) == []
-    assert trail.order(3, 9) == [4, 5, 6, 7]
+    assert trail.order(2, 2, everything) == [3]
+    assert trail.order(2, 2, everything) == []
+    assert trail.order(3, 9, everything) == [4, 5, 6, 7]
     assert trail.touch(90 * 256, 90 * 256 + 1) == 0
     assert trail.touch(91 * 256 + 200, 91 * 256 + 201) == 0  # into the middle of the next: chance
     assert trail.touch(10_000, 10_000 + 1024) == 4  # one long read over five stretches
     for other in range(200, 300, 2):
         trail.touch(other * 256, other * 256 + 1)
     assert trail.touch(512, 513) == 0  # forgotten
+
+
+def test_where_little_is_wanted_it_is_fetched_from_afar() -> None:
+    grains = [5 * 256, 9 * 256 + 255, 30 * 256, 31 * 256, 50 * 256, 90 * 256]
+
+    def wanted(first: int, stop: int) -> bool:
+        return any(first <= grain < stop for grain in grains)
+
+    trail = Trail(GRAIN)
+    assert trail.order(3, 9, wanted) == [5, 9, 30, 31]
+    assert trail.order(4, 9, wanted) == []
+    assert trail.order(5, 9, wanted) == [50]
+    assert trail.order(6, 3, wanted) == []  # who has just begun is not believed that far
+    assert trail.order(90, 9, wanted) == []

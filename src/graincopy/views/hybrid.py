@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from pyroaring import BitMap64, FrozenBitMap64  # type: ignore[import-not-found,unused-ignore]
 
@@ -22,6 +24,8 @@ from graincopy.volumes.base import FileImage
 
 _GONE = frozenset((errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EBADF, errno.ESHUTDOWN, errno.ENOENT))
 _MOST_FAILURES = 16  # reads of T that may fail before it is given up
+SHARE_BYTES = 256 << 10  # of a large read that one thread reads and proves, while others do the same for the rest
+_SHARES = 4
 _TRIAL = 256  # grains after which presumptions that are wrong more often than right are given up
 
 
@@ -79,12 +83,13 @@ class LocalGrains:
         self._failures = 0
         self._gate = Gate()
         self._lock = threading.Lock()
+        self._helpers = ThreadPoolExecutor(_SHARES - 1, "near")
 
     # --- what is here -----------------------------------------------------------------------------
 
-    def lacks(self, grain: int) -> bool:
-        """Whether the medium will be asked for this grain."""
-        return self.lost is not None or grain in self._differing
+    def lacks(self, first: int, stop: int) -> bool:
+        """Whether the medium will be asked for any of the grains ``[first, stop)``."""
+        return self.lost is not None or self._differing.range_cardinality(first, stop) > 0
 
     def differing(self, first: int, stop: int) -> Extents:
         """Those of the grains ``[first, stop)`` that are known, or found, not to be here."""
@@ -142,13 +147,35 @@ class LocalGrains:
         if low < high:
             start = (first + low) * grain
             part = buffer[start - offset : start - offset + (high - low) * grain]
-            if self._guarded(lambda: self._image.readinto(start, part), first + low, first + high):
-                for number in range(low, high):
-                    piece = part[(number - low) * grain : (number - low + 1) * grain]
-                    served[number] = self._prove(first + number, ids[number], piece)
+            served[low:high] = self._serve_whole(first + low, ids[low:high], part)
         for number in range(at, stop):
             if not low <= number < high:
                 served[number] = self._serve_torn(first + number, ids[number], offset, buffer)
+
+    def _serve_whole(self, first: int, ids: Sequence[bytes | None], buffer: memoryview) -> list[bool]:
+        """The grains from ``first`` on, which fill ``buffer``: by several threads where that is worth it."""
+        shares = min(_SHARES, len(buffer) // SHARE_BYTES)
+        each = -(-len(ids) // max(1, shares))
+        others: list[Future[list[bool]]] = []
+        with suppress(RuntimeError):  # the view is being closed
+            for at in range(each, len(ids), each):
+                part = buffer[at * self._grain :]
+                others.append(self._helpers.submit(self._look, first + at, ids[at : at + each], part))
+        found = self._look(first, ids[:each], buffer)
+        for other in others:
+            found += other.result()
+        return found + [False] * (len(ids) - len(found))
+
+    def _look(self, first: int, ids: Sequence[bytes | None], buffer: memoryview) -> list[bool]:
+        """Read grains to where ``buffer`` begins, and say of each whether it is what it should be."""
+        grain = self._grain
+        part = buffer[: len(ids) * grain]
+        if not self._guarded(lambda: self._image.readinto(first * grain, part), first, first + len(ids)):
+            return [False] * len(ids)
+        return [
+            self._prove(first + number, piece, buffer[number * grain : (number + 1) * grain])
+            for number, piece in enumerate(ids)
+        ]
 
     def _serve_torn(self, number: int, piece: bytes | None, offset: int, buffer: memoryview) -> bool:
         """A grain of which only a part is wanted: all of it has to be read to prove it."""
@@ -201,3 +228,4 @@ class LocalGrains:
         """No read touches T from here on; returns when the last one is over. May be repeated."""
         self.lost = self.lost or "the view is closed"
         self._gate.shut()
+        self._helpers.shutdown()

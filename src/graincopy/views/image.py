@@ -21,20 +21,20 @@ _ALONE_BYTES = 8 * MIB  # remembered by an image that shares no memory with othe
 _SMALL_RUNS = 4  # runs up to which the remembered parts of the map are asked, instead of walking it
 
 
-def _everything(_grain: int) -> bool:
+def _everything(_first: int, _stop: int) -> bool:
     return True
 
 
 class StoredImage:
     """``size`` bytes as the grain map ``root`` of ``repository`` holds them. Safe to use from several threads.
 
-    ``wanted`` says whether a grain is worth fetching before it is asked for.
+    ``wanted`` says whether there are grains in ``[first, stop)`` that are worth fetching before they are asked for.
     """
 
     def __init__(self, repository: Repository, root: MapRoot, size: int, memory: ViewMemory | None = None) -> None:
         self.size = size
         self.memory = memory or ViewMemory(repository, _ALONE_BYTES)
-        self.wanted: Callable[[int], bool] = _everything
+        self.wanted: Callable[[int, int], bool] = _everything
         self._repository = repository
         self._root = root
         self._grain = repository.grain_size
@@ -106,7 +106,7 @@ class StoredImage:
         self._farthest_seen = last
         length = self._trail.touch(first, stop)
         if length > 1:
-            for stretch in self._trail.order(last, length):
+            for stretch in self._trail.order(last, length, self.wanted):
                 scouts.send(self._fetch_stretch, stretch)
 
     def _ahead(self, first: int, stop: int) -> list[bytes]:
@@ -124,7 +124,7 @@ class StoredImage:
             found = enumerate(self.ids(first, min(stop, self._count)), first)
         except GraincopyError:
             return []  # whoever reads it in earnest will be told
-        return [piece for grain, piece in found if piece is not None and self.wanted(grain)]
+        return [piece for grain, piece in found if piece is not None and self.wanted(grain, grain + 1)]
 
     # --- where something is -----------------------------------------------------------------------
 

@@ -10,10 +10,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 STRETCH_BYTES = 1 << 20
 _REMEMBERED = 32  # stretches; several readers of one disk, each with the stretch it is in and the one before
 _FARTHEST = 4  # stretches ahead of a reader that has been reading in sequence for long
+_REACH = 64  # stretches among which these are looked for where not all are wanted
 _WORKERS = 2
 _WAITING = 8  # stretches ordered and not begun; beyond that the medium is busy enough
 
@@ -44,15 +46,20 @@ class Trail:
                 length, at = known, 0
         return length
 
-    def order(self, stretch: int, length: int) -> list[int]:
-        """Stretches after ``stretch`` to be fetched ahead now; each is named once as long as it is remembered."""
+    def order(self, stretch: int, length: int, wanted: Callable[[int, int], bool]) -> list[int]:
+        """Stretches after ``stretch`` to be fetched ahead now; each is named once as long as it is remembered.
+
+        Those without grains that are ``wanted`` are passed over, so that where few are they are fetched from afar.
+        """
         depth = min(length - 1, self._farthest)
-        fresh = []
+        first, beyond = stretch + 1, stretch + 1 + (_REACH if depth == self._farthest else depth)
+        if not depth or not wanted(first * self.grains, beyond * self.grains):
+            return []
+        found = (number for number in range(first, beyond) if wanted(number * self.grains, (number + 1) * self.grains))
+        next_ones = list(islice(found, depth))
         with self._lock:
-            for number in range(stretch + 1, stretch + 1 + depth):
-                if number not in self._ordered:
-                    self._ordered[number] = None
-                    fresh.append(number)
+            fresh = [number for number in next_ones if number not in self._ordered]
+            self._ordered.update(dict.fromkeys(fresh))
             while len(self._ordered) > _REMEMBERED:
                 self._ordered.popitem(last=False)
         return fresh
