@@ -15,12 +15,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "repository"))
 from shelves import FixedChance, FixedClock, back_up, store_grains  # noqa: E402
 from test_repository import record  # noqa: E402
 
-from graincopy.core.ids import WorkloadId  # noqa: E402
+from graincopy.core.ids import PointId, WorkloadId  # noqa: E402
 from graincopy.media.directory import DirectoryMedium  # noqa: E402
+from graincopy.model.restore_point import Trial  # noqa: E402
 from graincopy.repository.records import Condemned, ObjectKind  # noqa: E402
 from graincopy.repository.repository import Repository  # noqa: E402
-
-GOLDEN = {"format-1-encrypted": b"golden", "format-1-plain": None}
 
 
 def text(number: int) -> bytes:
@@ -57,9 +56,56 @@ def make(path: str, passphrase: bytes | None) -> None:
     repository.objects.put(ObjectKind.CONDEMNED, f"condemned/{killed.id}", condemned)
 
 
+def make_additions(path: str, passphrase: bytes | None) -> None:
+    """What the format got after the two above were made: trials of a point, a suspect pack, a resumed restore."""
+    repository = Repository.create(
+        DirectoryMedium.create(path),
+        passphrase=passphrase,
+        grain_size=4096,
+        fan_out=8,
+        clock=FixedClock(),
+        chance=FixedChance(os.path.basename(path)),
+    )
+    point = back_up(repository, {at: text(at) for at in (0, 3, 70)})
+    for at, alive in enumerate((True, False)):
+        run = repository.open_run("trial", WorkloadId("w"), pins=(point.id,))
+        repository.history.put(trial(run.id, point.id, at, alive))
+        repository.close_run(run)
+    restore = repository.open_run("restore", WorkloadId("w"), pins=(point.id,))
+    repository.put_restore(record(restore.id, point.id))
+    repository.mark_restore(restore.id, "resumed")
+    repository.mark_restore(restore.id, "done")
+    repository.close_run(restore)
+    repository.suspect(sorted(entry.name for entry in repository.medium.list("node"))[0])
+
+
+def trial(run: PointId, point: PointId, at: int, alive: bool) -> Trial:
+    """One trial with every field set."""
+    return Trial(
+        id=run,
+        point=point,
+        machine=f"web\udcff {at}",
+        time=1_000_000.0 + at,
+        duration_s=4.5,
+        sign="console:login:",
+        alive=alive,
+        reason="" if alive else "it said nothing",
+        console="Debian\nlogin: \udcfe",
+        picture=b"\x89PNG\x00\xff",
+        hostname="here",
+        version="0.1",
+    )
+
+
+GOLDEN = {
+    "format-1-encrypted": (make, b"golden"),
+    "format-1-plain": (make, None),
+    "format-1-additions": (make_additions, b"golden"),
+}
+
 if __name__ == "__main__":
-    for name, passphrase in GOLDEN.items():
+    for name, (maker, passphrase) in GOLDEN.items():
         if os.path.exists(os.path.join(HERE, name)):
             print(f"{name} is there already: golden repositories are not made anew")  # noqa: T201
             continue
-        make(os.path.join(HERE, name), passphrase)
+        maker(os.path.join(HERE, name), passphrase)

@@ -28,7 +28,8 @@ from graincopy.media.memory import MemoryMedium
 from graincopy.model.restore_point import MapRoot, RestoreDisk
 from graincopy.model.snapshot import Owner
 from graincopy.repository.check import check
-from graincopy.repository.collect import CollectOutcome, CollectPlan, collect, plan_collect
+from graincopy.repository.collect import collect
+from graincopy.repository.collect_plan import CollectOutcome, CollectPlan, plan_collect
 from graincopy.repository.pack import list_packs
 from graincopy.repository.records import PackRef, PieceKind
 from graincopy.repository.repository import Repository

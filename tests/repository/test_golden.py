@@ -21,7 +21,7 @@ from graincopy.repository.repository import Repository
 
 GOLDEN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "golden")
 sys.path.insert(0, GOLDEN)
-from make import text  # noqa: E402
+from make import text, trial  # noqa: E402
 
 PASSPHRASES = [("format-1-encrypted", b"golden"), ("format-1-encrypted", b"deputy"), ("format-1-plain", None)]
 FIRST = {at: text(at) for at in (0, 1, 7, 8, 63, 64, 99)}
@@ -56,6 +56,24 @@ def test_all_of_it_is_read(golden, name: str, passphrase: bytes | None) -> None:
     assert len(repository.tombstones()) == len(repository.condemned()) == len(repository.open_runs()) == 1
     assert repository.heartbeat(repository.open_runs()[0].id) == 1
     assert check(repository, data=True) == ()
+
+
+def test_what_was_added_later_is_read(golden) -> None:
+    repository = golden("format-1-additions", b"golden")
+    (point,) = repository.points()
+    assert content_of(repository, point) == {at: text(at) for at in (0, 3, 70)}
+    runs = [one.id for one in repository.history.of(point.id)]
+    assert repository.history.of(point.id) == tuple(
+        trial(run, point.id, at, alive) for at, (run, alive) in enumerate(zip(runs, (True, False), strict=True))
+    )
+    assert [(state.state, state.resumed) for state in repository.restores()] == [("done", True)]
+    (suspect,) = repository.suspects()
+    assert suspect.pack.startswith("node/")
+    assert check(repository, data=True) == ()
+    assert repository.open_runs() == ()
+    repository.forget_restore(repository.restores()[0].record.id)
+    repository.delete_point(point.id)
+    assert [name for name in objects(repository) if name.startswith(("history", "restores", "points"))] == []
 
 
 def test_it_is_opened_by_nothing_else(golden) -> None:

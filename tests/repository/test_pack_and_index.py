@@ -14,9 +14,10 @@ from graincopy.core.errors import ObjectDamaged, ObjectMissing
 from graincopy.core.ids import PieceId, WorkloadId
 from graincopy.media.memory import MemoryMedium
 from graincopy.repository import format
-from graincopy.repository.index import Index, SegmentCache, merge_rows
+from graincopy.repository.index import Index, merge_rows
 from graincopy.repository.pack import PackReader, PackWriter, list_packs
 from graincopy.repository.records import PackRef, PieceKind
+from graincopy.repository.segments import SegmentCache
 
 
 def write(repository, contents, **wishes):

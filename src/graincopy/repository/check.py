@@ -19,14 +19,14 @@ from graincopy.core.errors import GraincopyError, ObjectDamaged, ObjectMissing
 from graincopy.core.extent import Mask
 from graincopy.core.ids import PointId
 from graincopy.model.restore_point import MapRoot, RestorePoint, RestoreRecord, RunRecord, Trial
-from graincopy.repository import index as segments
-from graincopy.repository import opening, unlock
+from graincopy.repository import opening, segments, unlock
 from graincopy.repository.format import Ids, Rows
-from graincopy.repository.index import Index, SegmentCache, rows_of
+from graincopy.repository.index import Index, rows_of
 from graincopy.repository.pack import is_pack_name, list_packs
 from graincopy.repository.points import point_name
 from graincopy.repository.records import Beat, Condemned, ObjectKind, PackRef, PieceKind, Suspect
 from graincopy.repository.repository import Repository
+from graincopy.repository.segments import SegmentCache
 
 _ROUNDS = 3
 _PACKS = tuple(kind.folder for kind in PieceKind)

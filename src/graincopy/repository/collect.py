@@ -17,77 +17,24 @@ a piece that is stored twice is harmless. One collect at a time: two that see ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-
-import msgspec
-import numpy as np
+from collections.abc import Callable, Iterable
 
 from graincopy.core.clock import Clock
-from graincopy.core.errors import ObjectDamaged, ObjectMissing, RunsOpen
-from graincopy.core.extent import Mask
-from graincopy.core.ids import PieceId, PointId, new_id
-from graincopy.core.units import format_size
+from graincopy.core.errors import RunsOpen
+from graincopy.core.ids import PointId
 from graincopy.model.restore_point import MapRoot, RestorePoint, RunRecord
-from graincopy.repository import index as segments
-from graincopy.repository.format import Rows
-from graincopy.repository.index import Index, keep_rows, merge_rows, rows_of
+from graincopy.repository import segments
+from graincopy.repository.collect_plan import CollectOutcome, CollectPlan, plan_collect, settle
+from graincopy.repository.index import Index
 from graincopy.repository.mark import Marks
-from graincopy.repository.pack import PackDirectory, PackWriter, list_packs
-from graincopy.repository.records import Condemned, ObjectKind, PackRef, PieceKind
+from graincopy.repository.pack import list_packs
+from graincopy.repository.records import Condemned, ObjectKind
+from graincopy.repository.repack import repack, rewrite_index
 from graincopy.repository.repository import Repository
 from graincopy.repository.runs import Alive
 
-LIVE_SHARE = 0.5  # packs with less of their bytes live are repacked
 _NEVER_STORING = ("collect", "view")  # kinds of run that reuse nothing: their pins protect what they read
 _PAUSE = 1.0  # seconds between two looks at the runs that are waited for
-_REPACK_BATCH = 256  # pieces in memory at a time
-
-
-class CollectPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a collect is going to do. Sizes in bytes."""
-
-    packs: int
-    stored_bytes: int
-    sweep: tuple[PackRef, ...] = ()
-    repack: tuple[PackRef, ...] = ()
-    live_in_repack: int = 0
-
-    @property
-    def freed_bytes(self) -> int:
-        """What there will be less, roughly: new packs have headers of their own."""
-        return sum(pack.size for pack in (*self.sweep, *self.repack)) - self.live_in_repack
-
-    def lines(self) -> tuple[str, ...]:
-        """For people."""
-        return (
-            f"{self.packs} packs hold {format_size(self.stored_bytes)}",
-            f"{len(self.sweep)} hold nothing that a restore point needs and go",
-            f"{len(self.repack)} are mostly unneeded; {format_size(self.live_in_repack)} in them are stored anew",
-            f"{format_size(max(0, self.freed_bytes))} come back",
-        )
-
-
-class CollectOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a collect did. Sizes in bytes."""
-
-    swept: int  # packs that are gone
-    repacked: int  # of these, packs of which something was stored anew
-    freed_bytes: int
-    fenced: tuple[PointId, ...] = ()
-    kept_damaged: tuple[str, ...] = ()  # packs that were to be repacked and cannot be read
-
-
-def plan_collect(packs: Sequence[PackRef], live: Mapping[str, int]) -> CollectPlan:
-    """The plan for ``packs``, of which ``live`` bytes (by pack id) are needed."""
-    sweep = tuple(pack for pack in packs if not live.get(pack.id))
-    repack = tuple(pack for pack in packs if 0 < live.get(pack.id, 0) < LIVE_SHARE * pack.size)
-    return CollectPlan(
-        packs=len(packs),
-        stored_bytes=sum(pack.size for pack in packs),
-        sweep=sweep,
-        repack=repack,
-        live_in_repack=sum(live[pack.id] for pack in repack),
-    )
 
 
 def collect(
@@ -133,7 +80,6 @@ class _Collection:
         self._repository, self._alive, self._clock, self._step = repository, alive, clock, step
         self._run = run
         self._fenced: list[PointId] = []
-        self._damaged: list[str] = []
         self._planned_roots: tuple[MapRoot, ...] = ()
 
     def work(self, patience: float, silence: float | None) -> CollectOutcome:
@@ -145,14 +91,14 @@ class _Collection:
             if name is not None:
                 self._wait(patience, silence)
             index, old_segments, marks = self._mark_again(plan)
-            doomed, moving = _settle(plan, index, marks)
-            moved, unreadable = self._repack(index, marks, moving)
+            doomed, moving = settle(plan, index, marks)
+            moved, unreadable = repack(self._repository, index, marks.mask, moving, self._step)
         except BaseException:
             if name is not None:
                 self._repository.medium.delete(name)  # nothing has gone yet
             raise
-        doomed = tuple(pack for pack in doomed if pack.id not in unreadable)
-        self._rewrite(index, doomed, moved, old_segments)
+        doomed = tuple(pack for pack in doomed if pack not in unreadable)
+        rewrite_index(self._repository, index, doomed, moved, old_segments, self._step)
         for pack in doomed:
             self._step("sweep")
             self._repository.medium.delete(pack.name)
@@ -162,7 +108,7 @@ class _Collection:
             repacked=len(moving) - len(unreadable),
             freed_bytes=sum(pack.size for pack in doomed) - sum(directory.pack.size for directory in moved),
             fenced=tuple(self._fenced),
-            kept_damaged=tuple(self._damaged),
+            kept_damaged=tuple(pack.name for pack in unreadable),
         )
 
     # --- plan, condemn, wait ----------------------------------------------------------------------
@@ -266,55 +212,7 @@ class _Collection:
         condemned = frozenset(pack.name for pack in (*plan.sweep, *plan.repack))
         return index, old_segments, self._mark(index, roots, self._absent(index), condemned)
 
-    # --- repack, rewrite, tidy --------------------------------------------------------------------
-
-    def _repack(
-        self, index: Index, marks: Marks, moving: Sequence[PackRef]
-    ) -> tuple[list[PackDirectory], frozenset[str]]:
-        """Store the live pieces of ``moving`` anew: new packs, and those of ``moving`` that cannot be read."""
-        repository, moved = self._repository, list[PackDirectory]()
-        unreadable = set[str]()
-        for kind in PieceKind:
-            writer = PackWriter(kind, repository.codec, repository.medium, repository.chance, on_put=moved.append)
-            for pack in (pack for pack in moving if pack.kind is kind):
-                self._step("repack")
-                try:
-                    self._move(index.rows(), marks.mask, pack, writer)
-                except (ObjectDamaged, ObjectMissing):
-                    unreadable.add(pack.id)
-                    self._damaged.append(pack.name)
-            writer.flush()
-        return moved, frozenset(unreadable)
-
-    def _move(self, rows: Rows, live: Mask, pack: PackRef, writer: PackWriter) -> None:
-        here = np.flatnonzero(live & (rows.pack == rows.packs.index(pack)))
-        for start in range(0, len(here), _REPACK_BATCH):
-            batch = here[start : start + _REPACK_BATCH]
-            offsets, lengths = rows.offset[batch].astype(np.int64), rows.length[batch].astype(np.int64)
-            contents, _ = self._repository.reader.fetch(pack, rows.ids[batch], offsets, lengths)
-            for piece, content in zip(rows.ids[batch], contents, strict=True):
-                writer.add(PieceId(piece.tobytes()), content)
-
-    def _rewrite(
-        self, index: Index, doomed: Sequence[PackRef], moved: Sequence[PackDirectory], old_segments: Sequence[str]
-    ) -> None:
-        """New segments without ``doomed`` and without packs that are not there; then the old ones go."""
-        repository, rows = self._repository, index.rows()
-        there = set(list_packs(repository.medium)) - set(doomed)
-        stays = np.array([pack in there for pack in rows.packs], np.bool_)
-        if bool(stays.all()) and not moved and len(old_segments) <= 1:
-            return
-        kept = merge_rows([keep_rows(rows, stays[rows.pack]), *(rows_of(directory) for directory in moved)])
-        owner = new_id(repository.chance)  # no run: nobody can fence it
-        for number, start in enumerate(range(0, len(kept), segments.SEGMENT_ROWS)):
-            part = np.zeros(len(kept), np.bool_)
-            part[start : start + segments.SEGMENT_ROWS] = True
-            self._step("index")
-            name = segments.segment_name(owner, number)
-            segments.put_segment(repository.medium, repository.codec, repository.chance, name, keep_rows(kept, part))
-        for name in old_segments:
-            self._step("unindex")
-            repository.medium.delete(name)
+    # --- tidy -------------------------------------------------------------------------------------
 
     def _tidy(self, condemnations: Iterable[str]) -> None:
         """Remove what nobody needs any more: condemnations, tombstones of the dead, traces of ended runs."""
@@ -331,12 +229,3 @@ class _Collection:
         for run in dead:
             self._step("bury")
             repository.remove_tombstone(run)
-
-
-def _settle(plan: CollectPlan, index: Index, marks: Marks) -> tuple[tuple[PackRef, ...], tuple[PackRef, ...]]:
-    """Packs that go, and those of them that hold something live that must be moved first."""
-    live = marks.live_bytes()
-    known = set(index.packs)
-    dead = tuple(pack for pack in (*plan.sweep, *plan.repack) if not live.get(pack.id))
-    moving = tuple(pack for pack in plan.repack if live.get(pack.id) and pack in known)
-    return (*dead, *moving), moving

@@ -45,7 +45,7 @@ class Order:
         """One round over the packs; the name of the pack that failed, with which the round ended."""
         found = index.locate(self._ids[self._left], without)
         wanted, self._left = self._left, self._left[found.pack < 0]
-        numbers = np.unique(found.pack[found.pack >= 0]).tolist()
+        numbers = sorted(set(found.pack[found.pack >= 0].tolist()))  # numpy.unique would import numpy.ma first
         for at, number in enumerate(numbers):
             here = np.flatnonzero(found.pack == number)
             pack: PackRef = found.packs[number]

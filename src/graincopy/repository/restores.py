@@ -4,9 +4,10 @@
     restores/<id>/done       every byte of the restore is written
     restores/<id>/undoing    an undo has begun
     restores/<id>/undone     the undo is complete, or nothing was written: the record binds nobody any more
+    restores/<id>/resumed    a later run finishes it, and writes more grains than the record names
 
-Each is put once; the last one that is there is the state. An open or undoing restore pins its restore point, and
-every record that is not undone pins the grains that its undo needs.
+Each is put once; the last one that is there is the state ("resumed" is none, it lies beside). An open or undoing
+restore pins its restore point, and every record that is not undone pins the grains that its undo needs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from graincopy.repository.points import Points
 from graincopy.repository.records import Beat, ObjectKind
 
 STATES = ("opened", "done", "undoing", "undone")
+RESUMED = "resumed"
 
 
 class Restores:
@@ -39,8 +41,8 @@ class Restores:
             raise RunFenced(run=record.id)
 
     def advance(self, restore: PointId, state: str) -> None:
-        """Record that ``restore`` came as far as ``state``: "done", "undoing" or "undone". May be repeated."""
-        if state not in STATES[1:]:
+        """Record that ``restore`` came as far as ``state``, or that it is "resumed". May be repeated."""
+        if state not in (*STATES[1:], RESUMED):
             raise ValueError(f"{state!r} is no state of a restore")
         self._objects.put(ObjectKind.RESTORE, _name(restore, state), Beat(time=self._clock.now()))
 
@@ -57,7 +59,8 @@ class Restores:
             except ObjectMissing:
                 continue  # forgotten at this moment, or in part before a crash
             last = next(state for state in reversed(STATES) if state in states or state == "opened")
-            found.append(RestoreState(record=record, state="open" if last == "opened" else last))
+            state = "open" if last == "opened" else last
+            found.append(RestoreState(record=record, state=state, resumed=RESUMED in states))
         return tuple(sorted(found, key=lambda state: (state.record.opened, state.record.id)))
 
     def find(self, restore: str) -> RestoreState:
@@ -70,7 +73,7 @@ class Restores:
     def forget(self, restore: PointId) -> None:
         """Remove the record; its undo is not possible any more. May be repeated."""
         self._objects.medium.delete(_name(restore, "opened"))  # first: without it the others say nothing
-        for state in STATES[1:]:
+        for state in (*STATES[1:], RESUMED):
             self._objects.medium.delete(_name(restore, state))
 
     def pins(self) -> dict[PointId, str]:

@@ -20,9 +20,10 @@ from graincopy.media.base import Buffer
 from graincopy.model.restore_point import MapRoot, RunRecord
 from graincopy.repository.format import DIRECTORY_ENTRY_SIZE, Ids
 from graincopy.repository.grainmap import Entries, GrainMap
-from graincopy.repository.index import Index, merge_rows, put_segment, rows_of, segment_name
+from graincopy.repository.index import Index, merge_rows, rows_of
 from graincopy.repository.pack import TARGET_SIZE, PackDirectory, PackWriter
 from graincopy.repository.records import PieceKind
+from graincopy.repository.segments import put_segment, segment_name
 
 if TYPE_CHECKING:
     from graincopy.repository.repository import Repository
