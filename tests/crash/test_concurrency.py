@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -209,24 +211,33 @@ def test_a_restore_and_a_backup_of_one_workload(stage: scene.Storage, cli: story
         assert export.go_on().code == 0
 
 
+BACKUP, RESTORE = ("backup",), ("restore", "latest~1", "--in-place")
+
+
 @lab.root_test
-def test_both_at_the_same_moment(stage: scene.Storage, cli: story.Cli, tmp_path: os.PathLike[str]) -> None:
-    """Whoever sees the other yields; what is published is right."""
-    for _ in range(4):
-        contents = stage.scribble()
-        before = scene.point_ids(cli)
-        both = [scene.start(cli, "backup", *stage.disks) for _ in range(2)]
-        codes = []
-        for process in both:
-            err = process.communicate(timeout=scene.LONG)[1]
-            codes.append(process.returncode)
-            assert process.returncode in (0, 41), err
-        now = scene.point_ids(cli)
-        assert len(now) - len(before) == codes.count(0)
-        for point in now[: codes.count(0)]:
-            scene.must_hold(cli, point, contents, os.path.join(tmp_path, "out"))
-    cli.ok("backup", *stage.disks)
-    scene.must_be_tidy(cli, stage)
+@pytest.mark.parametrize("kinds", [(BACKUP, BACKUP), (BACKUP, RESTORE), (RESTORE, BACKUP), (BACKUP,) * 3])
+def test_all_at_the_same_moment(
+    stage: scene.Storage, cli: story.Cli, tmp_path: os.PathLike[str], kinds: tuple[tuple[str, ...], ...]
+) -> None:
+    """All have put their record when the first of them looks at the others': one goes on, the others are refused."""
+    for _ in range(2):
+        stage.scribble()
+        cli.ok("backup", *stage.disks)
+    contents, before = stage.scribble(), scene.point_ids(cli)
+    with contextlib.ExitStack() as held:
+        commands = [(*kind, *stage.disks) if kind == BACKUP else kind for kind in kinds]
+        runs = [held.enter_context(scene.stopped(cli, "opened", *command)) for command in commands]
+        for run in runs:
+            run.process.send_signal(signal.SIGCONT)
+        answers = [run.go_on() for run in runs]
+    assert sorted(answer.code for answer in answers) == [0] + [41] * (len(kinds) - 1), answers
+    assert all(len(answer.err.splitlines()) == 2 for answer in answers if answer.code)
+    winner = kinds[[answer.code for answer in answers].index(0)]
+    assert len(scene.point_ids(cli)) - len(before) == (winner == BACKUP)
+    if winner == BACKUP:
+        scene.must_hold(cli, "latest", contents, os.path.join(tmp_path, "out"))
+        cli.ok("backup", *stage.disks)
+        scene.must_be_tidy(cli, stage)
     cli.undamaged()
 
 

@@ -102,9 +102,42 @@ def test_a_restore_does_not_believe_a_lying_change_map(stage: Stage, cli: Cli, w
     before = story.digest(path)
     story.write(path, (2 * GRAIN, b"not told"))
     wrapped(Lying)
-    disk = cli.ok("restore", "latest", "--in-place")["disks"][0]
+    document = cli.warned("restore", "latest", "--in-place")
+    disk = document["disks"][0]
     assert (disk["how"], disk["differing_bytes"]) == ("compared", GRAIN)
+    assert "1 of 16 audited grains differ" in document["warnings"][0]
     assert story.digest(path) == before
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("finished", [False, True])
+def test_undo_brings_back_what_a_lying_change_map_hid(
+    stage: Stage, cli: Cli, wrapped: Callable[[Wrap], None], monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """The lie is seen only when the restore has written what the map told; the rest is written when it is resumed."""
+    path = story.make_disk(stage.path(0, "a.raw"), 4 * MIB, (0, noise(1, MIB)))
+    cli.backup(path)
+    stored = story.digest(path)
+    story.write(path, (2 * GRAIN, b"not told"), (9 * GRAIN, b"not told either"))
+    before = story.digest(path)
+    wrapped(Lying)
+    with monkeypatch.context() as patch:
+        patch.setattr("graincopy.workflow.difference.mismatches", lambda *sample: 0)  # the audit had no luck
+        failed = cli("restore", "latest", "--in-place")
+    assert failed.code == 58, failed
+    restore = cli.ok("targets")["restores"][0]["restore"]
+    if finished:
+        assert cli.ok("restore", "latest", "--in-place")["restore"] == restore
+        assert story.digest(path) == stored
+        with open(path, "r+b") as file:  # and what came since is not lost without a word
+            file.seek(9 * GRAIN)
+            file.write(b"since")
+        assert cli("undo", restore).code == 57
+        cli.ok("undo", restore, "--force")
+    else:
+        cli.ok("undo", restore)
+    assert story.digest(path) == before
+    assert cli.ok("targets")["restores"] == []
 
 
 @pytest.mark.root

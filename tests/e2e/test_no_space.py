@@ -88,6 +88,25 @@ def test_there_is_no_room_on_s_and_nothing_is_written(stage: Stage, cli: Cli) ->
     assert story.read(path) == noise(1, 16 * MIB)
 
 
+def test_there_is_no_room_for_a_file_that_is_missing_and_none_is_made(stage: Stage, cli: Cli) -> None:
+    """Also not for the other one, which is there and has room: the record is void, and its undo snapshot goes."""
+    path = story.make_disk(stage.path(2, "a.raw"), 16 * MIB, (0, noise(1, 16 * MIB)))
+    other = story.make_disk(stage.path(0, "b.raw"), MIB, (0, noise(2, MIB)))
+    cli.backup(path, other)
+    os.unlink(path)
+    story.write(other, (0, b"later"))
+    fill(stage.path(2, "filler"))
+    targets, now = stage.targets, story.digest(other)
+    done = cli("restore", "latest", "--in-place")
+    assert done.code == 55, done
+    assert not os.path.exists(path)
+    assert (story.digest(other), stage.targets) == (now, targets)
+    assert cli.ok("targets")["restores"] == []
+    os.unlink(stage.path(2, "filler"))
+    cli.ok("restore", "latest", "--in-place")
+    assert (story.read(path), story.read(other)) == (noise(1, 16 * MIB), noise(2, MIB))
+
+
 @pytest.mark.parametrize("end", ["finished", "undone"])
 def test_the_room_on_s_goes_while_a_restore_runs(stage: Stage, cli: Cli, end: str) -> None:
     path = story.make_disk(stage.path(2, "a.raw"), 16 * MIB, (0, noise(1, 16 * MIB)))

@@ -316,3 +316,27 @@ def test_a_missing_file_is_not_left_empty_by_a_restore_that_failed(stage: Stage,
     os.unlink(history.path)
     assert cli("restore", "latest", "--in-place", step=cut_at(where)).code == 130
     assert not os.path.exists(history.path)
+
+
+@pytest.mark.parametrize("where", ["opened", "saved", "recorded"])
+def test_a_file_that_somebody_makes_while_its_restore_begins_is_not_overwritten(
+    stage: Stage, cli: Cli, where: str
+) -> None:
+    """It is nowhere stored: neither in the repository nor in an undo snapshot."""
+    history = History(cli, story.make_disk(stage.path(0, "a.raw"), MIB, (0, noise(1, MIB))))
+    history.backup()
+    os.unlink(history.path)
+    targets = stage.targets
+
+    def step(name: str) -> None:
+        if name == where:
+            story.make_disk(history.path, MIB, (0, b"mine"))
+
+    done = cli("restore", "latest", "--in-place", step=step)
+    assert done.code == (53 if where != "opened" else 0), done
+    if where == "opened":  # seen in time: it is a file that is there, and can be had back
+        cli.ok("undo", cli.ok("targets")["restores"][0]["restore"])
+    assert story.read(history.path).startswith(b"mine")
+    assert (cli.ok("targets")["restores"], stage.targets) == ([], targets)
+    cli.ok("restore", "latest", "--in-place")
+    assert story.read(history.path) == history.states[0]

@@ -9,6 +9,8 @@ import pytest
 import story
 from story import GRAIN, MIB, Cli, noise
 
+from graincopy.volumes.image import FdImage
+
 
 @pytest.fixture
 def path(plain: str) -> str:
@@ -105,6 +107,26 @@ def test_a_write_during_the_read_fails_the_backup(path: str, cli: Cli) -> None:
     assert cli.ok("points") == []
     cli.backup(path)
     assert story.read(path).startswith(b"in between")
+
+
+def test_a_write_after_the_first_read_fails_the_backup(path: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is read may be old or new: it counts only when the lease is looked at after the last read."""
+    writers: list[threading.Thread] = []
+    real = FdImage.readinto
+
+    def readinto(image: FdImage, offset: int, buffer: memoryview) -> None:
+        real(image, offset, buffer)
+        if not writers:
+            writers.append(threading.Thread(target=story.write, args=(path, (0, b"in between"))))
+            writers[0].start()
+            writers[0].join(0.3)
+
+    monkeypatch.setattr(FdImage, "readinto", readinto)
+    done = cli("backup", path)
+    writers[0].join(60)
+    assert done.code == 18, done
+    assert cli.ok("points") == []
+    cli.backup(path)
 
 
 def test_several_files_make_one_restore_point(plain: str, cli: Cli) -> None:

@@ -26,6 +26,7 @@ from graincopy.core.errors import (
     RepositoryMissing,
 )
 from graincopy.core.units import KIB, MIB
+from graincopy.media import directory
 from graincopy.media.directory import TEMPORARY, DirectoryMedium
 from graincopy.media.temporary import TemporaryFiles, write_all, write_object
 from graincopy.model.snapshot import Absent, Created, Existing
@@ -87,6 +88,22 @@ def test_what_put_returned_from_survives_a_power_cut(tmp_path: Path, fs_type: st
         listed = {entry.name: entry.size for entry in found.list("")}
         assert listed == {name: len(content) for name, content in objects.items()} | {"last/one": 4}
         assert all(found.get(name) == content for name, content in objects.items())
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["made here", "made by somebody else"])
+def test_every_folder_above_an_object_is_durable_before_put_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    """File systems with one log flush the folders with the file, so that no power cut shows it there."""
+    medium = DirectoryMedium.create(str(tmp_path / "repository"))
+    if others:  # they may not have come to their own fsync
+        (tmp_path / "repository" / "data" / "ab").mkdir(parents=True)
+    synced: list[str] = []
+    real = directory.fsync_folder
+    monkeypatch.setattr(directory, "fsync_folder", lambda folder: (real(folder), synced.append(folder))[0])
+    medium.put("data/ab/object", [b"x"])
+    root = str(tmp_path / "repository")
+    assert [folder for folder in synced if not folder.endswith(TEMPORARY)] == [root, f"{root}/data", f"{root}/data/ab"]
 
 
 # --- trouble --------------------------------------------------------------------------------------

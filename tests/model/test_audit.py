@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from oracles import extents, integers_of
 
 from graincopy.core.extent import Extents
-from graincopy.model.audit import AuditAmount, bound, choose, full_cover_runs, rolling_share
+from graincopy.core.ids import DiskId
+from graincopy.model.audit import AuditAmount, Turns, bound, choose, full_cover_runs, rolling_share, take_turns
 
 NO_BOUNDARIES = np.empty(0, np.int64)
 boundary_lists = st.lists(st.integers(0, 96), max_size=5)
@@ -153,6 +154,36 @@ def test_full_cover_runs() -> None:
     assert full_cover_runs(96, 32) == 3
     assert full_cover_runs(0, 32) == 0
     assert full_cover_runs(100, 0) is None
+    assert full_cover_runs(100, 32, every=7) == 28
+    assert full_cover_runs(0, 32, every=7) == 0
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 10), st.integers(0, 20))
+def test_every_file_has_its_turn(waited: list[int], count: int, rounds: int) -> None:
+    """However often there were runs before, and whatever became of their restore points."""
+    files = {DiskId(f"{at:02x}"): runs for at, runs in enumerate(waited)}
+    every = take_turns(files, AuditAmount(count=count)).every
+    assert every == -(-len(files) // count)
+    for _ in range(rounds):
+        files = after(files, take_turns(files, AuditAmount(count=count)))
+    looked_at: set[DiskId] = set()
+    for _ in range(every):
+        turn = take_turns(files, AuditAmount(count=count))
+        assert len(turn.disks) == min(count, len(files))
+        looked_at |= turn.disks
+        files = after(files, turn)
+    assert looked_at == set(files)
+
+
+def after(waited: dict[DiskId, int], turn: Turns) -> dict[DiskId, int]:
+    return {disk: 0 if disk in turn.disks else runs + 1 for disk, runs in waited.items()}
+
+
+@pytest.mark.parametrize("amount", ["5%", "all", "0", "100"])
+def test_a_share_takes_no_turns_nor_does_nothing_or_enough(amount: str) -> None:
+    files = dict.fromkeys((DiskId(f"{at:02x}") for at in range(100)), 3)
+    assert take_turns(files, AuditAmount.parse(amount)) == Turns(frozenset(files), 1)
+    assert take_turns({}, AuditAmount.parse(amount)) == Turns(frozenset(), 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from graincopy.app.answer import Answer, table
@@ -9,7 +10,7 @@ from graincopy.app.host import raise_file_limit
 from graincopy.app.notify import notify
 from graincopy.app.shown import disk_table, plan_answer, point_document, point_line
 from graincopy.app.wiring import Wiring
-from graincopy.core.errors import DONE, WARNED, GraincopyError, UsageWrong, printable
+from graincopy.core.errors import DONE, WARNED, GraincopyError, PointUnknown, UsageWrong, printable
 from graincopy.core.units import format_duration, format_size, parse_size
 from graincopy.model.audit import AuditAmount
 from graincopy.model.restore_point import RestorePoint
@@ -110,13 +111,19 @@ def _backup_answer(context: Context, outcome: BackupOutcome) -> Answer:
 
 
 def _audit_lines(point: RestorePoint) -> tuple[str, ...]:
-    """The bound that the audit gives, for each disk that had one."""
-    return tuple(
+    """The bound that the audit gives, for each disk that had one; and of how many it says nothing."""
+    waiting = sum(1 for disk in point.disks if disk.audit.waited)
+    turns = (f"audit: {waiting} of {len(point.disks)} files were not looked at; they have their turn in later runs",)
+    return (turns if waiting else ()) + tuple(
         f"audit of {disk.name}: {disk.audit.grains} grains agree; at 95 % at most {disk.audit.wrong_at_most:.2%}"
-        f" of the unchanged ones can be wrong; all are covered every {disk.audit.full_cover_runs} runs"
+        f" of the unchanged ones can be wrong; all are covered {_each(disk.audit.full_cover_runs)}"
         for disk in point.disks
         if disk.audit.grains and disk.audit.wrong_at_most is not None and not disk.audit.mismatches
     )
+
+
+def _each(runs: int | None) -> str:
+    return "in each run" if runs == 1 else f"every {runs} runs"
 
 
 def restore(wiring: Wiring, values: Values) -> Answer:
@@ -128,12 +135,12 @@ def restore(wiring: Wiring, values: Values) -> Answer:
     context = wiring.context(repository)
     point = repository.find_point(values["point"])
     disks = repository.find_disks(point, values["disk"])
-    if values["dry_run"]:
-        return plan_answer(plan_restore(context, point, disks, values["to"], values["compare"]))
     if concerns_machines(point, values):
         from graincopy.app.recovering import recover
 
         return recover(wiring, context, point, disks, values)
+    if values["dry_run"]:
+        return plan_answer(plan_restore(context, point, disks, values["to"], values["compare"]))
     reap(context)
     if values["to"]:
         folder = NewFiles(values["to"])
@@ -146,7 +153,11 @@ def restore(wiring: Wiring, values: Values) -> Answer:
 def concerns_machines(point: RestorePoint, values: Values) -> bool:
     """Whether libvirt has a say: disks go back under machines, or something was asked that only it can do."""
     asked = any(values[name] for name in ("as", "vm", "onto", "instant", "stop", "force_stop", "start"))
-    return asked or (bool(values["in_place"]) and any(name.startswith("libvirt/") for name in point.definitions))
+    return asked or (bool(values["in_place"]) and _holds_machines(point))
+
+
+def _holds_machines(point: RestorePoint) -> bool:
+    return any(name.startswith("libvirt/") for name in point.definitions)
 
 
 def restore_answer(
@@ -189,6 +200,11 @@ def undo(wiring: Wiring, values: Values) -> Answer:
     """Take a restore back."""
     context = wiring.context(wiring.repository())
     state = find_restore(context.repository, values["restore"])
+    with suppress(PointUnknown):
+        if _holds_machines(context.repository.find_point(state.record.point)):
+            from graincopy.app.recovering import refuse_undo
+
+            refuse_undo(wiring, context, state)
     if values["dry_run"]:
         lines = tuple(f"would bring back {disk.path}" for disk in state.record.disks)
         return Answer({"restore": state.record.id, "paths": [disk.path for disk in state.record.disks]}, lines)

@@ -177,12 +177,6 @@ class AttachFailed(GraincopyError):
     hint = "graincopy doctor tells whether this host can attach targets."
 
 
-class AuditMismatch(GraincopyError):
-    exit_code = 28
-    sentence = "{disk}: {count} grains that were called unchanged differ, and the disk cannot be compared in full"
-    hint = "The change map of this volume is not to be trusted. Run graincopy validate-volume on it."
-
-
 class VolumeBusy(GraincopyError):
     exit_code = 29
     sentence = "{volume} is held by {holder}"

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
 
 from graincopy.core.extent import Array, Extents
+from graincopy.core.ids import DiskId
 from graincopy.core.units import ceil_div
 
 NEAR = 2  # grains to each side that count as beside
@@ -79,6 +80,25 @@ def rolling_share(count: int) -> int:
     return count - count // 2
 
 
+class Turns(msgspec.Struct, frozen=True):
+    """Which files are audited now, and in how many runs each has its turn once."""
+
+    disks: frozenset[DiskId]
+    every: int
+
+
+def take_turns(waited: Mapping[DiskId, int], amount: AuditAmount) -> Turns:
+    """The files of directories whose turn it is: those that waited longest, ``waited`` being in runs.
+
+    A number of grains is meant for a disk. A directory of a thousand files that are hardly larger than a grain would
+    be read as a whole by each audit, so that only as many of them are looked at as of a disk's grains.
+    """
+    if amount.percent is not None or amount.count == 0:
+        return Turns(frozenset(waited), 1)
+    longest = sorted(waited, key=lambda disk: (-waited[disk], disk))
+    return Turns(frozenset(longest[: amount.count]), max(1, ceil_div(len(waited), amount.count)))
+
+
 def bound(clean_count: int, audited: int, mismatches: int = 0) -> float | None:
     """Share of ``clean_count`` grains that may be wrong, at most, with 95 % confidence. None when nothing was audited.
 
@@ -94,11 +114,11 @@ def bound(clean_count: int, audited: int, mismatches: int = 0) -> float | None:
     return _limit(audited, mismatches) if mismatches else 1.0 - DOUBT ** (1.0 / audited)
 
 
-def full_cover_runs(clean_count: int, rolling_count: int) -> int | None:
-    """After how many runs the cursor has seen every clean grain. None when it never does."""
+def full_cover_runs(clean_count: int, rolling_count: int, every: int = 1) -> int | None:
+    """After how many runs, of which one in ``every`` audits, the cursor has seen every clean grain. None: never."""
     if clean_count == 0:
         return 0
-    return ceil_div(clean_count, rolling_count) if rolling_count > 0 else None
+    return ceil_div(clean_count, rolling_count) * every if rolling_count > 0 else None
 
 
 def _roll(clean: Extents, cursor: int, count: int) -> tuple[Extents, int]:

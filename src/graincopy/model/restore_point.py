@@ -24,6 +24,7 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
     cursor: int = 0  # grain at which the next run's rolling half begins
     wrong_at_most: float | None = None  # share of clean grains, at 95 % confidence; None without an audit
     full_cover_runs: int | None = None  # after so many runs every allocated grain has been looked at
+    waited: int = 0  # runs since the last one that looked at this disk
 
 
 class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +144,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
 
     record: RestoreRecord
     state: str
+    resumed: bool = False  # more grains were written than the record names: what an undo brings back has to be compared
 
 
 def order_key(point: RestorePoint) -> tuple[int, float, str]:

@@ -23,21 +23,27 @@ def audit_clean(
     dirty: DirtyGrains,
     base: DiskRecord,
     amount: str,
+    every: int = 1,
 ) -> AuditResult:
-    """Look at some clean grains of ``image``: half beside dirty ranges and state boundaries, half by rolling cursor."""
+    """Look at some clean grains of ``image``: half beside dirty ranges and state boundaries, half by rolling cursor.
+
+    ``every``: this disk is looked at in one of so many runs.
+    """
     grain_size = context.repository.grain_size
     touched = dirty.read | dirty.zero
     clean = now.allocated().to_grains(grain_size) - touched
     boundaries = now.allocated().bounds // grain_size
     count = AuditAmount.parse(amount).grains(clean.total)
     choice = choose(clean, touched, boundaries, base.audit.cursor, count, context.chance.below)
+    looked_at = choice.grains.total
+    rolling = looked_at if looked_at == clean.total else rolling_share(looked_at)
     wrong = mismatches(context, image, path, choice.grains, base.root)
     return AuditResult(
-        grains=choice.grains.total,
+        grains=looked_at,
         mismatches=wrong,
         cursor=choice.next_cursor,
-        wrong_at_most=bound(clean.total, choice.grains.total, wrong),
-        full_cover_runs=full_cover_runs(clean.total, rolling_share(choice.grains.total)),
+        wrong_at_most=bound(clean.total, looked_at, wrong),
+        full_cover_runs=full_cover_runs(clean.total, rolling, every),
     )
 
 
@@ -46,3 +52,12 @@ def mismatches(context: Context, image: Readable, path: str, grains: Extents, ro
     meter = Meter("audit", 0, silent)
     seen = copy_grains(image, path, grains, context.repository, None, workers=1, meter=meter).entries
     return int(np.count_nonzero(differ(seen, context.repository.map.lookup(root, seen.grains))))
+
+
+def distrust(disk: str, wrong: int, looked_at: int) -> str:
+    """The loud part of a mismatch: ``wrong`` of ``looked_at`` audited grains."""
+    return (
+        f"{disk}: {wrong} of {looked_at} audited grains differ although the change map"
+        " calls them unchanged; the disk was compared in full. Do not trust this volume's change map:"
+        " run graincopy validate-volume on it"
+    )

@@ -14,8 +14,8 @@ import msgspec
 
 from graincopy.core.errors import FreezeBroken, PointUnknown
 from graincopy.core.ids import PointId
-from graincopy.model.audit import AuditAmount
-from graincopy.model.lineage import First
+from graincopy.model.audit import AuditAmount, Turns, take_turns
+from graincopy.model.lineage import First, Incremental, Lineage
 from graincopy.model.plan import BackupPlan
 from graincopy.model.planner import plan_backup
 from graincopy.model.restore_point import DiskRecord, RestorePoint, RunRecord
@@ -27,7 +27,7 @@ from graincopy.workflow.checkpoints import delete_target, keep_checkpoints, may_
 from graincopy.workflow.context import Context
 from graincopy.workflow.copying import ChangeMaps, DiskCopy, copy_disk
 from graincopy.workflow.heart import Heart
-from graincopy.workflow.survey import Place, Survey, refuse_busy, survey
+from graincopy.workflow.survey import Place, Survey, refuse_busy, refuse_open_restores, survey
 from graincopy.workflow.trees import as_targets_show, relist, with_learnt
 from graincopy.workloads.base import Quiesced, WorkloadSource
 
@@ -78,6 +78,7 @@ def backup(context: Context, source: WorkloadSource, workload: Workload, wish: B
     try:
         context.step("opened")
         refuse_busy(context, run)
+        refuse_open_restores(context, found.workload)  # again: one may have come, and died, before our run was open
         instant, quiesced, found = _snapshot(context, source, found, run)  # 4, 5: targets, freeze, one instant
         taken = context.clock.now()
         with as_targets_show(context, found, instant) as found, context.repository.session(run) as session:
@@ -159,18 +160,19 @@ def _copy_disks(
     heart = Heart(context.repository, run, context.clock, context.progress)
     change_maps = ChangeMaps()
     amount = wish.audit or context.limits.audit
-    turns = audit_turns(found, amount)
+    lineages = [found.base_of(context, place, target_of(instant, place).incarnation) for place in found.places]
+    turns = audit_turns(found, lineages, amount)
     copies = []
-    for place in found.places:
-        target = target_of(instant, place)
+    for place, lineage in zip(found.places, lineages, strict=True):
         copies.append(
             copy_disk(
                 context,
                 session,
                 place,
-                target,
-                found.base_of(context, place, target.incarnation),
-                audit=amount if not place.file.tree or _turn(place, turns) == found.round % turns else "",
+                target_of(instant, place),
+                lineage,
+                audit=amount if not place.file.tree or place.file.disk in turns.disks else "",
+                audit_every=turns.every if place.file.tree else 1,
                 allow_partial=wish.allow_partial,
                 progress=heart,
                 change_maps=change_maps,
@@ -180,19 +182,14 @@ def _copy_disks(
     return tuple(copies)
 
 
-def audit_turns(found: Survey, amount: str) -> int:
-    """In how many runs each file of the workload's directories is audited once.
-
-    A number of grains is meant for a disk. A directory of a thousand files that are hardly larger than a grain would
-    be read as a whole by each audit, so the files take turns.
-    """
-    parsed = AuditAmount.parse(amount)
-    files = sum(1 for place in found.places if place.file.tree)
-    return max(1, files // max(1, parsed.count)) if parsed.percent is None else 1
-
-
-def _turn(place: Place, turns: int) -> int:
-    return int(place.file.disk[:8], 16) % turns
+def audit_turns(found: Survey, lineages: Sequence[Lineage], amount: str) -> Turns:
+    """Which files of the workload's directories are audited now, of those that are not read as a whole anyway."""
+    waited = {
+        place.file.disk: lineage.disk_record.audit.waited
+        for place, lineage in zip(found.places, lineages, strict=True)
+        if place.file.tree and isinstance(lineage, Incremental)
+    }
+    return take_turns(waited, AuditAmount.parse(amount))
 
 
 def target_of(instant: Instant, place: Place) -> Target:
@@ -213,7 +210,7 @@ def _restore_point(
     missing = {copy.record.name: list(copy.missing) for copy in copies if copy.missing}
     keeps = wish.keep_checkpoint and not missing
     window = instant.freeze
-    stood = [time for time in (window.freeze_ms if window else None, held_ms) if time is not None]
+    stood = [time for time in (instant.held_ms, held_ms) if time is not None]
     return RestorePoint(
         id=run.id,
         repository=context.repository.id,

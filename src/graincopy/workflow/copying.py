@@ -17,7 +17,7 @@ from graincopy.repository.store import Session
 from graincopy.transfer.pipeline import Copied, copy_grains, differ
 from graincopy.transfer.progress import Meter, ProgressSink
 from graincopy.volumes.base import FileImage, VolumeDriver
-from graincopy.workflow.audit import audit_clean
+from graincopy.workflow.audit import audit_clean, distrust
 from graincopy.workflow.context import Context
 from graincopy.workflow.survey import Place
 
@@ -69,13 +69,14 @@ def copy_disk(
     lineage: Lineage,
     *,
     audit: str,
+    audit_every: int = 1,
     allow_partial: bool,
     progress: ProgressSink,
     change_maps: ChangeMaps | None = None,
 ) -> DiskCopy:
     """Copy what is dirty of the disk at ``place`` from ``target``; an empty ``audit``: it is not this disk's turn.
 
-    Raises ReadIncomplete, SourceWritten, TargetLost.
+    It has one in ``audit_every`` runs. Raises ReadIncomplete, SourceWritten, TargetLost.
     """
     driver = context.driver(place.claim)
     warnings: tuple[str, ...] = ()
@@ -84,11 +85,11 @@ def copy_disk(
     with driver.open(target, place.claim) as image:
         now = image.placement()
         work = plan_work(context, driver, place, target, lineage, now, change_maps or ChangeMaps())
-        audited = AuditResult(cursor=work.base.audit.cursor if work.base else 0)
+        audited = _not_audited(work)
         if work.trusted and work.base is not None and audit:
-            audited = audit_clean(context, image, place.file.path, now, work.grains, work.base, audit)
+            audited = audit_clean(context, image, place.file.path, now, work.grains, work.base, audit, audit_every)
         if audited.mismatches:
-            warnings = (_distrust(place, audited),)
+            warnings = (distrust(place.file.name, audited.mismatches, audited.grains),)
             work = compare_all(context, now, work.base, "compared: the audit found grains wrongly called unchanged")
         copied = _copy(context, session, place, image, work, allow_partial, progress)
         if copied.unreadable:
@@ -98,6 +99,12 @@ def copy_disk(
         root = session.update_map(work.base_root, ceil_div(image.size, context.repository.grain_size), changes)
         record = _record(context, place, target, image, now, work, audited, copied, changes, root)
     return DiskCopy(record, warnings, tuple(copied.unreadable))
+
+
+def _not_audited(work: Work) -> AuditResult:
+    """Nothing was looked at; a disk that is not read as a whole either waits for its turn."""
+    before = work.base.audit if work.base else AuditResult()
+    return AuditResult(cursor=before.cursor, waited=before.waited + 1 if work.trusted else 0)
 
 
 def _is_whole(context: Context, session: Session, base: DiskRecord) -> bool:
@@ -224,13 +231,4 @@ def _record(
         audit_bytes=audited.grains * grain_size,
         stored_bytes=copied.stored_bytes,
         tree_disk=place.file.tree_disk,
-    )
-
-
-def _distrust(place: Place, audited: AuditResult) -> str:
-    """The loud part of an audit mismatch."""
-    return (
-        f"{place.file.name}: {audited.mismatches} of {audited.grains} audited grains differ although the change map"
-        " calls them unchanged; the disk was compared in full. Do not trust this volume's change map:"
-        " run graincopy validate-volume on it"
     )

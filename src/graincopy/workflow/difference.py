@@ -28,7 +28,7 @@ from graincopy.repository.grainmap import ZERO, Entries
 from graincopy.transfer.pipeline import copy_grains, differ
 from graincopy.transfer.progress import Meter, ProgressSink
 from graincopy.volumes.base import FileSink, Readable
-from graincopy.workflow.audit import mismatches
+from graincopy.workflow.audit import distrust, mismatches
 from graincopy.workflow.context import Context
 from graincopy.workflow.copying import ChangeMaps
 from graincopy.workflow.survey import Place
@@ -40,8 +40,19 @@ class Part(msgspec.Struct, frozen=True):
 
     wanted: DiskRecord
     place: Place
-    sink: FileSink
+    sink: FileSink | None  # None: the file is missing, and is made when everything that takes it away is durable
     before: Target | None
+
+    @property
+    def live(self) -> FileSink:
+        """The file, which is there by now."""
+        assert self.sink is not None
+        return self.sink
+
+    @property
+    def existed(self) -> bool:
+        """Whether the file was there before the restore."""
+        return self.sink is not None and self.sink.existed
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -50,6 +61,7 @@ class Difference(msgspec.Struct, frozen=True):
     grains: Extents
     how: str  # "change map", "compared" or "resumed"
     read_bytes: int = 0
+    warning: str = ""
 
 
 def place_of(context: Context, disk: DiskRecord) -> Place:
@@ -76,7 +88,8 @@ def place_of(context: Context, disk: DiskRecord) -> Place:
             representation=disk.representation,
             format=disk.format,
         )
-        return Place(file, claim, SourceVolume(id=disk.volume, driver=disk.driver, size=0, incarnation=""))
+        volume = SourceVolume(id=disk.volume, driver=disk.driver, size=0, incarnation="")
+        return Place(file, claim, volume, missing=True)
     return Place(file, claim, context.driver(claim).describe(claim.volume))
 
 
@@ -141,19 +154,22 @@ def find_difference(
     past: Past | None = None,
 ) -> Difference:
     """Where the disk as it is now differs from the one wanted; ``compare`` forces reading all of it."""
+    if part.sink is None:
+        return Difference(_resized(context, part.wanted, 0), "compared")
     if part.before is None:
-        return _from_comparison(context, part, part.sink, progress)
+        return compare_with(context, part.wanted, part.sink, progress)
     with context.driver(part.place.claim).open(part.before, part.place.claim) as now:
         known = None
         if not compare:
             known = presumed_difference(context, point, part.wanted, part.place, part.before, now, past)
         if known is None:
-            return _from_comparison(context, part, now, progress)
+            return compare_with(context, part.wanted, now, progress)
         grains = known
         equal = now.placement().allocated().to_grains(context.repository.grain_size) - grains
         sample = _sample(context, equal.clip(0, _grain_count(context, part.wanted)), grains, context.limits.audit)
-        if mismatches(context, now, part.wanted.path, sample, part.wanted.root):
-            return _from_comparison(context, part, now, progress)
+        if wrong := mismatches(context, now, part.wanted.path, sample, part.wanted.root):
+            found = compare_with(context, part.wanted, now, progress)
+            return msgspec.structs.replace(found, warning=distrust(part.wanted.name, wrong, sample.total))
     return Difference(
         grains.clip(0, _grain_count(context, part.wanted)), "change map", sample.total * context.repository.grain_size
     )
@@ -191,27 +207,27 @@ def presumed_difference(
     return changed | _resized(context, wanted, now.size)
 
 
-def _from_comparison(context: Context, part: Part, now: Readable, progress: ProgressSink) -> Difference:
+def compare_with(context: Context, wanted: DiskRecord, now: Readable, progress: ProgressSink) -> Difference:
     """Read all that is allocated and compare it with P; what is a hole differs where P has a chunk."""
     grain_size = context.repository.grain_size
     placement = now.placement()
     todo = to_grains(whole_file(placement), placement, grain_size)
     seen = copy_grains(
         now,
-        part.wanted.path,
+        wanted.path,
         todo.read,
         context.repository,
         None,
         workers=context.limits.workers,
-        meter=Meter(f"comparing {part.wanted.name}", todo.read.total * grain_size, progress),
+        meter=Meter(f"comparing {wanted.name}", todo.read.total * grain_size, progress),
     )
-    root = part.wanted.root
+    root = wanted.root
     said = context.repository.map.lookup(root, seen.entries.grains)
     differs = differ(seen.entries, said)
     chunks = Entries.join(list(context.repository.map.walk(root, todo.zero)))
     missing = Extents.from_points(chunks.grains[chunks.kinds != ZERO])
-    grains = Extents.from_points(seen.entries.grains[differs]) | missing | _resized(context, part.wanted, now.size)
-    return Difference(grains.clip(0, _grain_count(context, part.wanted)), "compared", seen.read_bytes)
+    grains = Extents.from_points(seen.entries.grains[differs]) | missing | _resized(context, wanted, now.size)
+    return Difference(grains.clip(0, _grain_count(context, wanted)), "compared", seen.read_bytes)
 
 
 def _resized(context: Context, wanted: DiskRecord, size: int) -> Extents:

@@ -13,7 +13,8 @@ from contextlib import ExitStack
 
 import msgspec
 
-from graincopy.core.errors import RestoreFailed, RestoreNoSpace, RestoreOpen
+from graincopy.core.bitmap import GrainBitmap
+from graincopy.core.errors import RestoreFailed, RestoreNoSpace, RestoreOpen, WorkloadBusy
 from graincopy.core.extent import Extents
 from graincopy.core.ids import PointId
 from graincopy.model.audit import AuditAmount, choose
@@ -28,8 +29,8 @@ from graincopy.workflow.context import Context
 from graincopy.workflow.difference import Difference, Part, Past, attached, find_difference, lineage_now, place_of
 from graincopy.workflow.heart import Heart
 from graincopy.workflow.restored_trees import finish_live, trees_of
-from graincopy.workflow.survey import refuse_busy
-from graincopy.workflow.undo_state import describe_undo, drop_unused, hold_file, take_undo, undo_of
+from graincopy.workflow.survey import Place, refuse_busy
+from graincopy.workflow.undo_state import describe_undo, drop_unused, hold_file, make_missing, take_undo, undo_of
 
 
 class RestoredDisk(msgspec.Struct, frozen=True):
@@ -94,18 +95,19 @@ def restore_in_place(
         context.step("opened")
         refuse_busy(context, run)
         places = [place_of(context, disk) for disk in disks]
-        restore = unfinished.record.id if unfinished else run.id
-        sinks = [held.enter_context(hold_file(context, at.claim, restore, ("open",))) for at in places]
+        if (
+            unfinished_restore(context, point, disks) != unfinished
+        ):  # somebody began or ended one before our run was open
+            raise WorkloadBusy(workload=point.workload, run=run.id, owner="a restore or undo that has just ended")
         if unfinished is not None:
-            parts = [Part(*each, None) for each in zip(disks, places, sinks, strict=True)]
-            # Compared, not taken from the record: nobody knows what came to the files since the restore was cut off.
-            left = [find_difference(context, point, part, compare=True, progress=heart) for part in parts]
-            left = [msgspec.structs.replace(difference, how="resumed") for difference in left]
-            return _finish(context, point, parts, left, unfinished.record, heart)
+            return _resume(context, point, disks, places, unfinished.record, held, heart)
+        sinks = [
+            None if at.missing else held.enter_context(hold_file(context, at.claim, run.id, ("open",))) for at in places
+        ]
         targets = take_undo(context, point, places, sinks, run)
         with drop_unused(context, run, targets):
             parts = [
-                Part(disk, place, sink, targets.get(place.claim.volume) if sink.existed else None)
+                Part(disk, place, sink, targets.get(place.claim.volume) if sink and sink.existed else None)
                 for disk, place, sink in zip(disks, places, sinks, strict=True)
             ]
             past = Past(context, point.workload)
@@ -118,8 +120,37 @@ def restore_in_place(
             record = describe_undo(context, point, run, parts, differences)
             context.step("saved")
             context.repository.put_restore(record)
-        context.step("recorded")
+            context.step("recorded")
+            parts = make_missing(
+                context, parts, record, held, lambda parts: _refuse_without_space(context, parts, differences)
+            )
         return _finish(context, point, parts, differences, record, heart)
+
+
+def _resume(
+    context: Context,
+    point: RestorePoint,
+    disks: Sequence[DiskRecord],
+    places: Sequence[Place],
+    record: RestoreRecord,
+    held: ExitStack,
+    progress: ProgressSink,
+) -> RestoreOutcome:
+    """Finish the restore of ``record``.
+
+    Compared, not taken from the record: nobody knows what came to the files since it was cut off, and it may have
+    been cut off because the change map is wrong. When that finds more grains than the record names, this is noted
+    first: the undo then asks U which of them it had differently.
+    """
+    parts = []
+    for disk, place in zip(disks, places, strict=True):
+        parts.append(Part(disk, place, held.enter_context(hold_file(context, place.claim, record.id, ("open",))), None))
+    left = [find_difference(context, point, part, compare=True, progress=progress) for part in parts]
+    named = {disk.disk: GrainBitmap.from_bytes(disk.grains).to_extents() for disk in record.disks}
+    if any(difference.grains - named[part.wanted.id] for part, difference in zip(parts, left, strict=True)):
+        context.repository.mark_restore(record.id, "resumed")
+    left = [msgspec.structs.replace(difference, how="resumed") for difference in left]
+    return _finish(context, point, parts, left, record, progress)
 
 
 def unfinished_restore(context: Context, point: RestorePoint, disks: Sequence[DiskRecord]) -> RestoreState | None:
@@ -148,7 +179,7 @@ def _refuse_without_space(context: Context, parts: Sequence[Part], differences: 
         size = difference.grains.total * context.repository.grain_size
         home = part.place.claim.mount or part.place.volume.home or part.wanted.path
         needed[home] = needed.get(home, 0) + size
-        free = part.sink.free_bytes()
+        free = part.sink.free_bytes() if part.sink else None
         if free is not None and needed[home] > free:
             raise RestoreNoSpace(path=part.wanted.path, needed=needed[home], free=free)
 
@@ -165,11 +196,13 @@ def _finish(
     restored = []
     warnings: list[str] = []
     for part, difference in zip(parts, differences, strict=True):
-        if not part.sink.existed:
-            part.sink.apply(part.wanted.metadata)  # nodatacow can only be set before the first write
+        if difference.warning:
+            warnings.append(difference.warning)
+        if not part.existed:
+            part.live.apply(part.wanted.metadata)  # nodatacow can only be set before the first write
         restored.append(_write(context, part, difference, progress))
-        warnings += (f"{part.wanted.name}: {clause}" for clause in part.sink.apply(part.wanted.metadata))
-        part.sink.sync()
+        warnings += (f"{part.wanted.name}: {clause}" for clause in part.live.apply(part.wanted.metadata))
+        part.live.sync()
         _prove(context, part, difference.grains, record)
         context.step("written")
     warnings += finish_live(trees_of(point, [part.wanted for part in parts]))
@@ -181,15 +214,15 @@ def _finish(
 def _write(context: Context, part: Part, difference: Difference, progress: ProgressSink) -> RestoredDisk:
     grain_size = context.repository.grain_size
     differing = difference.grains.to_bytes(grain_size).clip(0, part.wanted.size).total
-    if part.sink.size != part.wanted.size:
-        part.sink.resize(part.wanted.size)
+    if part.live.size != part.wanted.size:
+        part.live.resize(part.wanted.size)
     bill = write_grains(
         context.repository,
         part.wanted.root,
         difference.grains,
-        part.sink,
+        part.live,
         part.wanted.size,
-        fresh=not part.sink.existed,
+        fresh=not part.existed,
         workers=context.limits.workers,
         meter=Meter(part.wanted.name, differing, progress),
     )
@@ -208,11 +241,11 @@ def _write(context: Context, part: Part, difference: Difference, progress: Progr
 def _prove(context: Context, part: Part, written: Extents, record: RestoreRecord) -> None:
     """Read back some of what was written and some of what was presumed equal. Raises RestoreFailed on a mismatch."""
     grain_size = context.repository.grain_size
-    allocated = part.sink.placement().allocated().to_grains(grain_size)
+    allocated = part.live.placement().allocated().to_grains(grain_size)
     count = AuditAmount.parse(context.limits.audit).grains(allocated.total)
     cursor = context.chance.below(int(allocated.bounds[-1])) if len(allocated) else 0
     sample = choose(allocated, Extents.empty(), written.bounds, cursor, count, context.chance.below).grains
-    wrong = mismatches(context, part.sink, part.wanted.path, sample, part.wanted.root)
+    wrong = mismatches(context, part.live, part.wanted.path, sample, part.wanted.root)
     if wrong:
         raise RestoreFailed(
             path=part.wanted.path, restore=record.id, reason=f"{wrong} of {sample.total} grains read back differ"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from graincopy.core.errors import PathMissing, RestoreOpen, SnapshotFailed, SubsystemFailed, WorkloadBusy
-from graincopy.core.ids import DiskId, VolumeId
+from graincopy.core.ids import DiskId, PointId, VolumeId
 from graincopy.model.lineage import Lineage, choose_base, histories
 from graincopy.model.restore_point import DiskRecord, RestorePoint, RunRecord
 from graincopy.model.snapshot import Target
@@ -21,6 +21,7 @@ from graincopy.workflow.context import Context
 Histories = Mapping[DiskId, Sequence[tuple[RestorePoint, DiskRecord]]]
 
 _EXCLUSIVE = ("backup", "restore", "undo")  # kinds of run of which a workload has one at a time
+_YIELDING = 10.0  # seconds within which a run that opened after ours has seen it and yielded
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -29,6 +30,7 @@ class Place(msgspec.Struct, frozen=True):
     file: WorkloadFile
     claim: Claim
     volume: SourceVolume
+    missing: bool = False  # nothing is there; a restore makes it anew
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -39,11 +41,6 @@ class Survey(msgspec.Struct, frozen=True):
     points: tuple[RestorePoint, ...]  # newest first
     targets: tuple[Target, ...]  # of ours, on these volumes
     histories: Histories
-
-    @property
-    def round(self) -> int:
-        """How many restore points of the workload there are: which files' turn to be audited it is."""
-        return sum(1 for point in self.points if point.workload == self.workload.id)
 
     def volumes(self) -> dict[str, tuple[VolumeId, ...]]:
         """Driver name → its source volumes, each once: Ev."""
@@ -75,7 +72,7 @@ def survey(context: Context, workload: Workload) -> Survey:
 
     Raises VolumeUnsupported, and RestoreOpen when an in-place restore of one of its disks was not ended.
     """
-    _refuse_open_restores(context, workload)
+    refuse_open_restores(context, workload)
     places = places_of(context, workload.files)
     workload = msgspec.structs.replace(workload, files=tuple(place.file for place in places))
     claims = [place.claim for place in places]
@@ -141,7 +138,8 @@ def _on(driver: VolumeDriver, claims: list[Claim]) -> tuple[VolumeId, ...]:
     return tuple({claim.volume: None for claim in claims if claim.driver == driver.name})
 
 
-def _refuse_open_restores(context: Context, workload: Workload) -> None:
+def refuse_open_restores(context: Context, workload: Workload) -> None:
+    """Raise RestoreOpen when an in-place restore of a disk of ``workload`` was begun and not ended."""
     disks = {file.disk: file for file in workload.files}
     paths = {file.path for file in workload.files}
     for restore in context.repository.restores():
@@ -153,12 +151,37 @@ def _refuse_open_restores(context: Context, workload: Workload) -> None:
 
 
 def refuse_busy(context: Context, run: RunRecord) -> None:
-    """Raise WorkloadBusy when another run works on the workload of ``run``, which must be open already.
+    """Raise WorkloadBusy unless ``run``, which must be open already, is the one that may work on its workload.
 
-    Each puts its record first and looks then: of two, at least one sees the other, and whoever sees one yields. A run
-    whose owner is known to be dead does not count.
+    Each puts its record first and looks then, so that of two at least one sees the other. Who sees an earlier one
+    yields at once. Who sees later ones only waits for them to see it and yield; one that stays had looked before and
+    is at work, so then we yield. At most one goes on, whatever the clocks say; of those that begin at one moment and
+    are not stopped, exactly one. A run whose owner is known to be dead does not count.
     """
-    for other in context.repository.open_runs():
-        rival = other.id != run.id and other.workload == run.workload and other.kind in _EXCLUSIVE
-        if rival and context.alive(other.owner) is not False:
-            raise WorkloadBusy(workload=run.workload, run=other.id, owner=f"{other.kind} by {other.owner}")
+    until = context.clock.monotonic() + _YIELDING
+    waited: set[PointId] = set()
+    while rivals := _rivals(context, run):
+        first = min(rivals, key=_order)
+        if _order(first) < _order(run) or context.clock.monotonic() >= until:
+            raise WorkloadBusy(workload=run.workload, run=first.id, owner=f"{first.kind} by {first.owner}")
+        waited |= {other.id for other in rivals}
+        context.clock.sleep(_YIELDING / 100)
+    for point in context.repository.points() if waited else ():
+        if point.id in waited:  # it came to its end meanwhile, and what we surveyed is out of date
+            raise WorkloadBusy(workload=run.workload, run=point.id, owner=f"backup on {point.hostname}, just done")
+
+
+def _rivals(context: Context, run: RunRecord) -> list[RunRecord]:
+    return [
+        other
+        for other in context.repository.open_runs()
+        if other.id != run.id
+        and other.workload == run.workload
+        and other.kind in _EXCLUSIVE
+        and context.alive(other.owner) is not False
+    ]
+
+
+def _order(run: RunRecord) -> tuple[float, str]:
+    """The same for everybody who looks, since records never change; the time in it is a hint at who came first."""
+    return run.opened, run.id

@@ -28,7 +28,7 @@ from graincopy.views.image import StoredImage
 from graincopy.volumes.base import FileSink, Readable
 from graincopy.workflow.checkpoints import delete_target
 from graincopy.workflow.context import Context
-from graincopy.workflow.difference import place_of
+from graincopy.workflow.difference import compare_with, place_of
 from graincopy.workflow.survey import refuse_busy
 from graincopy.workflow.undo_state import cut_tail, hold_file
 
@@ -66,13 +66,17 @@ def undo(context: Context, state: RestoreState, *, force: bool) -> tuple[UndoneD
         held.callback(context.repository.close_run, run)
         context.step("opened")
         refuse_busy(context, run)
+        state = find_restore(context.repository, record.id)  # as it is now that nobody else is at it
         jobs = []
         for disk in record.disks:
             wanted = _wanted(point, disk)
             claim = place_of(context, wanted).claim
             sink = held.enter_context(hold_file(context, claim, record.id, ("undoing",)))
             before = held.enter_context(_open_before(context, state, disk, wanted))
-            jobs.append(_Job(context, disk, wanted, sink, before, state.state != "done"))
+            more = Extents.empty()
+            if state.resumed and disk.undo_target is not None:  # the map that named its grains may have lied: ask U
+                more = compare_with(context, wanted, before, context.progress).grains
+            jobs.append(_Job(context, disk, wanted, sink, before, state.state != "done", more))
         if not force:
             for job in jobs:
                 job.refuse_conflicts()
@@ -130,6 +134,7 @@ class _Job:
         sink: FileSink,
         before: Readable,
         cut_off: bool,
+        more: Extents,
     ) -> None:
         self._context = context
         self._cut_off = cut_off
@@ -139,7 +144,7 @@ class _Job:
         self._before = before
         self._grain = context.repository.grain_size
         grains = GrainBitmap.from_bytes(disk.grains).to_extents()
-        self._grains = grains | cut_tail(disk.size, disk.size_before, self._grain)
+        self._grains = grains | more | cut_tail(disk.size, disk.size_before, self._grain)
         self._grains = self._grains.clip(0, ceil_div(max(disk.size, disk.size_before or 0), self._grain))
 
     def refuse_conflicts(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import msgspec
 
 from graincopy.core.bitmap import GrainBitmap
+from graincopy.core.errors import OutputExists
 from graincopy.core.extent import Extents
 from graincopy.core.ids import PointId, VolumeId
 from graincopy.core.units import ceil_div
@@ -23,13 +26,13 @@ from graincopy.workflow.survey import Place
 
 
 def take_undo(
-    context: Context, point: RestorePoint, places: Sequence[Place], sinks: Sequence[FileSink], run: RunRecord
+    context: Context, point: RestorePoint, places: Sequence[Place], sinks: Sequence[FileSink | None], run: RunRecord
 ) -> dict[VolumeId, Target]:
     """U of every volume whose driver can snapshot and whose file exists, all at one instant and durable."""
     claims = [
         place.claim
         for place, sink in zip(places, sinks, strict=True)
-        if sink.existed and context.snapshots(place.claim)
+        if sink is not None and sink.existed and context.snapshots(place.claim)
     ]
     if not claims:
         return {}
@@ -57,17 +60,53 @@ def hold_file(context: Context, claim: Claim, restore: PointId, states: Collecti
             raise
 
 
+def make_missing(
+    context: Context,
+    parts: Sequence[Part],
+    record: RestoreRecord,
+    held: ExitStack,
+    refuse: Callable[[list[Part]], None],
+) -> list[Part]:
+    """``parts`` with the files made that were missing; not earlier, since a kill would leave them with no record of it.
+
+    Nothing has been written by then: on an error, such as one that ``refuse`` raises when all are there, they are
+    taken away again and ``record`` is void. Raises OutputExists when somebody else made one.
+    """
+    made: list[FileSink] = []
+    try:
+        ready = []
+        for part in parts:
+            if part.sink is None:
+                sink = held.enter_context(context.driver(part.place.claim).open_for_restore(part.place.claim))
+                if sink.existed:
+                    raise OutputExists(path=part.wanted.path)
+                made.append(sink)
+                part = msgspec.structs.replace(part, sink=sink)
+            ready.append(part)
+        if made:
+            refuse(ready)
+        return ready
+    except BaseException:
+        for sink in made:
+            sink.remove()
+        context.repository.mark_restore(record.id, "undone")
+        raise
+
+
 def _is_in(context: Context, restore: PointId, states: Collection[str]) -> bool:
     return any(one.record.id == restore and one.state in states for one in context.repository.restores())
 
 
 @contextmanager
 def drop_unused(context: Context, run: RunRecord, targets: Mapping[VolumeId, Target]) -> Iterator[None]:
-    """On an error before the restore was recorded, nothing was written: U goes. Afterwards it is what saves us."""
+    """On an error before the restore was recorded, or when the record is void, nothing was written: U goes.
+
+    Afterwards it is what saves us.
+    """
     try:
         yield
     except BaseException:
-        if not any(state.record.id == run.id for state in context.repository.restores()):
+        if not _is_in(context, run.id, ("open", "undoing", "done")):
             for target in targets.values():
                 delete_target(context, target)
         raise
@@ -104,9 +143,9 @@ def _describe_disks(
             name=part.wanted.name,
             path=part.wanted.path,
             size=part.wanted.size,
-            size_before=part.sink.size if part.sink.existed else None,
+            size_before=part.live.size if part.existed else None,
             grains=GrainBitmap.from_extents(difference.grains).to_bytes(),
-            metadata_before=part.sink.metadata() if part.sink.existed else None,
+            metadata_before=part.live.metadata() if part.existed else None,
             undo_target=part.before.id if part.before else None,
             undo_driver=part.before.driver if part.before else None,
             undo_root=_save_overwritten(context, session, part, difference) if part.before is None else None,
@@ -120,13 +159,13 @@ def _save_overwritten(context: Context, session: Session, part: Part, difference
 
     A file that the restore cuts loses its tail too: the grains behind the new end are saved as well.
     """
-    if not part.sink.existed:
+    if not part.existed:
         return None
     grain_size = context.repository.grain_size
-    count = ceil_div(part.sink.size, grain_size)
-    grains = (difference.grains | cut_tail(part.wanted.size, part.sink.size, grain_size)).clip(0, count)
+    count = ceil_div(part.live.size, grain_size)
+    grains = (difference.grains | cut_tail(part.wanted.size, part.live.size, grain_size)).clip(0, count)
     copied = copy_grains(
-        part.sink,
+        part.live,
         part.wanted.path,
         grains,
         context.repository,
