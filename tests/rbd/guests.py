@@ -30,6 +30,8 @@ class Guest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for group in self.groups():
+            self.rbd("group", "rm", group, check=False)
         for name in reversed(self._images):
             for snap in self.snaps(name):
                 self.rbd("snap", "rm", f"{name}@{snap}", check=False)
@@ -85,14 +87,19 @@ class Guest:
     # --- what is there ------------------------------------------------------------------------------
 
     def snaps(self, name: str) -> list[str]:
-        """``rbd snap ls``."""
-        said = self.rbd("snap", "ls", name, "--format", "json", check=False)
+        """``rbd snap ls --all``: those of groups too."""
+        said = self.rbd("snap", "ls", "--all", name, "--format", "json", check=False)
         return [one["name"] for one in json.loads(said or "[]")]
 
+    def groups(self) -> list[str]:
+        """``rbd group ls``."""
+        return self.rbd("group", "ls", check=False).split()
+
     def traces(self) -> list[str]:
-        """Snapshots of graincopy on the images, and records of it in the pool."""
+        """Snapshots of graincopy on the images, groups and records of it in the pool."""
         records = self.command("rados", "-p", "rbd", "listomapkeys", "graincopy.targets", check=False).split()
-        return sorted({f"{name}@{snap}" for name in self._images for snap in self.snaps(name)} | {*records})
+        snaps = {f"{name}@{snap}" for name in self._images for snap in self.snaps(name)}
+        return sorted(snaps | {*records} | {*self.groups()})
 
     def rbd(self, *words: str, check: bool = True) -> str:
         """The tool that everybody has."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from graincopy.app.host import SystemClock
 from graincopy.testing.laws import Law, NotTried
 from graincopy.testing.laws_restore import restore_laws
 from graincopy.testing.laws_volume import volume_laws
@@ -20,7 +21,7 @@ class TestFastDiff(VolumeSuite):
     @pytest.fixture(scope="class")
     @classmethod
     def storage(cls, ceph: str) -> Iterator[RbdLab]:
-        yield RbdLab(ceph, MemoryPlaces(), features=FAST)
+        yield RbdLab(ceph, MemoryPlaces(), SystemClock(), features=FAST)
 
 
 class TestWithoutObjectMap(VolumeSuite):
@@ -29,7 +30,7 @@ class TestWithoutObjectMap(VolumeSuite):
     def storage(cls, ceph: str) -> Iterator[RbdLab]:
         made = ["rbd", "--conf", ceph, "namespace", "create", "rbd/laws"]
         subprocess.run(made, capture_output=True, timeout=60, check=False)
-        yield RbdLab(ceph, MemoryPlaces(), namespace="laws", features=SLOW)
+        yield RbdLab(ceph, MemoryPlaces(), SystemClock(), namespace="laws", features=SLOW)
 
 
 class TestClones:
@@ -38,7 +39,9 @@ class TestClones:
     @pytest.fixture(scope="class")
     @classmethod
     def clones(cls, ceph: str) -> Iterator[dict[int, RbdCloneLab]]:
-        labs = {features: RbdCloneLab(ceph, MemoryPlaces(), features=features) for features in (FAST, SLOW)}
+        labs = {
+            features: RbdCloneLab(ceph, MemoryPlaces(), SystemClock(), features=features) for features in (FAST, SLOW)
+        }
         yield labs
         for lab in labs.values():
             lab.close()

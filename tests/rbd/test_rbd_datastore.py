@@ -56,7 +56,7 @@ def servers() -> Iterator[None]:
 def test_laws(store: Datastore, servers: None) -> None:
     """Those that say something about files; the others are about images, and are tried on these."""
     places, cluster = MemoryPlaces(), Cluster(store.settings, store.conf)
-    lab = FileLab([store.point], lambda: RbdDriver(cluster, places), SystemClock(), name=store.fs_type)
+    lab = FileLab([store.point], lambda: RbdDriver(cluster, places, SystemClock()), SystemClock(), name=store.fs_type)
     try:
         for law in volume_laws():
             if law.name in LAWS:

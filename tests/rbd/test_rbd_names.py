@@ -7,8 +7,10 @@ from array import array
 
 import numpy as np
 import pytest
+import story
 
-from graincopy.core.errors import StorageUnreachable
+from graincopy.app.host import SystemClock
+from graincopy.core.errors import StorageUnreachable, ToolMissing
 from graincopy.core.extent import Extents
 from graincopy.model.volume import Refusal
 from graincopy.model.workload import FileMetadata
@@ -16,6 +18,7 @@ from graincopy.volumes.loop import LoopBacking
 from graincopy.volumes.mounts import Mount
 from graincopy.volumes.places import MemoryPlaces
 from graincopy.volumes.rbd import RbdDriver
+from graincopy.volumes.rbd_c import libraries
 from graincopy.volumes.rbd_name import ImageName, Located, locate, parse
 from graincopy.volumes.rbd_open_image import extents_of
 from graincopy.volumes.stack import Broken, Device, Facts, Floor, Stack
@@ -100,7 +103,7 @@ def test_a_loop_device_over_a_file_of_rbd_fuse() -> None:
 
 
 def test_a_host_without_ceph(tmp_path: object) -> None:
-    driver = RbdDriver(None, MemoryPlaces())
+    driver = RbdDriver(None, MemoryPlaces(), SystemClock())
     with open(f"{tmp_path}/disk.raw", "wb"):
         pass
     assert isinstance(driver.resolve(f"{tmp_path}/disk.raw"), Refusal)
@@ -126,3 +129,17 @@ def test_what_the_library_calls_back_with() -> None:
     assert (there, gone) == (Extents.of((0, 12)), Extents.of((100, 150)))
     assert extents_of(array("q")) == (Extents.empty(), Extents.empty())
     assert there.bounds.dtype == np.int64
+
+
+def test_a_missing_library_is_named_with_its_package(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str, *_: object) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    cli = story.Cli(f"{tmp_path}/graincopy", config=f'[rbd]\nconf = "{tmp_path}/ceph.conf"\n')
+    monkeypatch.setattr("ctypes.CDLL", absent)
+    libraries.cache_clear()
+    done = cli("volumes", "rbd:pool/image")
+    assert done.code == ToolMissing.exit_code and "apt-get install librbd1" in done.err, done
+    row = next(one for one in cli.ok("doctor")["checks"] if one["name"] == "librbd.so.1")
+    assert (row["there"], row["remedy"]) == (False, "apt-get install librbd1")
+    libraries.cache_clear()

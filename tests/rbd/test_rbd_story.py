@@ -84,7 +84,7 @@ def test_several_images_and_a_namespace(guest: Guest, cli: Cli) -> None:
         guest.write("two", (MIB, noise(2, 100)))
         document = cli.backup(*paths)
         assert [disk["name"] for disk in document["disks"]] == ["one", "three", "two"]
-        assert document["instant"] == "per file"  # nothing held the writers
+        assert document["instant"] == "per file"  # a group is of one namespace, and nothing held the writers
         assert [disk["change_map"] for disk in cli.backup(*paths)["disks"]] == ["rbd fast-diff"] * 3
         targets = cli.ok("targets")["targets"]
         assert sorted(one["volume"] for one in targets) == sorted(paths)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from ctypes import byref, c_int
 
+from graincopy.core.clock import Clock
 from graincopy.core.errors import VolumeUnsupported
 from graincopy.model.snapshot import Target
 from graincopy.model.volume import Claim, Refusal
@@ -52,6 +53,7 @@ class RbdLab(VolumeLab):
         self,
         conf: str,
         places: Places,
+        clock: Clock,
         *,
         pool: str = "rbd",
         namespace: str = "",
@@ -65,16 +67,19 @@ class RbdLab(VolumeLab):
             "rbd_cache": "true",
             "rbd_cache_writethrough_until_flush": "false",
             "rbd_skip_partial_discard": "false",
+            "rados_osd_op_timeout": "0",  # nor has the client of a machine any: librbd aborts on some that it misses
         }
         self._guest = Cluster(RbdSettings(), conf, **guest)
         self._somebody = Cluster(RbdSettings(), conf)
-        self._places, self._pool, self._namespace = places, pool, namespace
+        self._places, self._clock, self._pool, self._namespace = places, clock, pool, namespace
         self._features, self._order = features, order
         self._serial = itertools.count()
         self._mark = uuid.uuid4().hex[:8]
         self._open: dict[str, tuple[contextlib.ExitStack, Image]] = {}
         self._images: list[str] = []
-        self.powers = frozenset(_WAYS | _CASES)
+        self.powers = frozenset(
+            _WAYS | _CASES | ({"one_instant"} if features & rbd_c.FEATURE_EXCLUSIVE_LOCK else set())
+        )
 
     # --- the driver -------------------------------------------------------------------------------
 
@@ -85,7 +90,8 @@ class RbdLab(VolumeLab):
         with self.cluster.pool(self._pool, self._namespace) as pool:
             found = {f"{name}@{snap.name}" for name in self._images for snap in _snaps(pool, name)}
         objects = self.command("rados", "-p", self._pool, *self._in_namespace(), "ls").split()
-        return frozenset(found | {one for one in objects if "graincopy" in one})
+        groups = self.command("rbd", "group", "ls", f"{self._pool}/{self._namespace}".rstrip("/")).split()
+        return frozenset(found | {one for one in (*objects, *groups) if "graincopy" in one})
 
     def _in_namespace(self) -> tuple[str, ...]:
         return ("--namespace", self._namespace) if self._namespace else ()
@@ -228,8 +234,8 @@ class RbdCloneLab(RbdLab):
 
     name = "rbd-clone"
 
-    def __init__(self, conf: str, places: Places, *, features: int = FAST, order: int = 16) -> None:
-        super().__init__(conf, places, features=features, order=order)
+    def __init__(self, conf: str, places: Places, clock: Clock, *, features: int = FAST, order: int = 16) -> None:
+        super().__init__(conf, places, clock, features=features, order=order)
         self.powers -= {"exact"}
         self._parent = f"lab-{self._mark}-parent"
         with self._guest.pool(self._pool) as pool:
@@ -262,7 +268,7 @@ class _AfterShutdown(RbdDriver):
     """The driver, on a host where guests are shut down before anything is restored."""
 
     def __init__(self, lab: RbdLab) -> None:
-        super().__init__(lab.cluster, lab._places)
+        super().__init__(lab.cluster, lab._places, lab._clock)
         self._lab = lab
 
     def open_for_restore(self, claim: Claim) -> AbstractContextManager[FileSink]:

@@ -3,8 +3,8 @@
 ``rbd:POOL[/NAMESPACE]/IMAGE`` names an image; a device of the kernel client, or a file of rbd-fuse under a loop device,
 leads to one. T takes nothing until S is written. Everything goes through librbd: no kernel client is needed.
 
-Each member of a group is its own snapshot: Ceph's group snapshots cannot serve as checkpoints
-(docs/drivers/rbd.md), so one instant comes from the freeze window, or from a paused workload.
+Several images that are disks by themselves are snapshotted as a group, at one instant (rbd_group). Disks that are files
+on a mounted image need none: the freeze window is their instant.
 """
 
 from __future__ import annotations
@@ -17,47 +17,29 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import ClassVar
 
-from msgspec.structs import replace
-
-from graincopy.core.errors import (
-    SnapshotFailed,
-    StorageUnreachable,
-    TargetLost,
-    TargetNoSpace,
-    Unsupported,
-    VolumeBusy,
-    VolumeUnsupported,
-)
+from graincopy.core.clock import Clock
+from graincopy.core.errors import StorageUnreachable, Unsupported, VolumeUnsupported
 from graincopy.core.extent import Extents
 from graincopy.core.ids import VolumeId
 from graincopy.core.placement import Placement
-from graincopy.model.change_map import Changed, ChangeMap, Unknown
+from graincopy.model.change_map import ChangeMap
 from graincopy.model.snapshot import Absent, Deleted, Target, TargetTag
 from graincopy.model.volume import Claim, Refusal, SourceVolume, VolumeCapabilities
 from graincopy.volumes import live
 from graincopy.volumes.base import FileImage, FileSink, PreparedGroup, VolumeDriver
 from graincopy.volumes.places import Places
 from graincopy.volumes.rbd_attach import attached_file, attached_folder
-from graincopy.volumes.rbd_c import FEATURE_EXCLUSIVE_LOCK, CephError
-from graincopy.volumes.rbd_changes import difference
-from graincopy.volumes.rbd_cluster import Cluster, Pool
-from graincopy.volumes.rbd_failures import failures, optional_pool, reading
+from graincopy.volumes.rbd_c import CephError
+from graincopy.volumes.rbd_changes import changed
+from graincopy.volumes.rbd_cluster import Cluster
+from graincopy.volumes.rbd_failures import failures, reading
+from graincopy.volumes.rbd_group import why_alone
 from graincopy.volumes.rbd_image import SnapImage, open_live, whole_placement
-from graincopy.volumes.rbd_name import PREFIX, ImageName, Located, locate, name_of, parse, parse_place
-from graincopy.volumes.rbd_open_image import Image, Snap
-from graincopy.volumes.rbd_records import (
-    SNAP,
-    Record,
-    drop_record,
-    key_of,
-    parts_of,
-    put_record,
-    read_record,
-    read_records,
-)
+from graincopy.volumes.rbd_name import PREFIX, Located, locate, name_of, parse
+from graincopy.volumes.rbd_records import parts_of
+from graincopy.volumes.rbd_snapshots import Snapshots
+from graincopy.volumes.rbd_targets import Targets
 from graincopy.volumes.topology import Broken, HostFiles, trace
-
-_DELETED = "the snapshot was deleted by somebody else"
 
 
 class RbdDriver(VolumeDriver):
@@ -65,14 +47,23 @@ class RbdDriver(VolumeDriver):
 
     name: ClassVar[str] = "rbd"
 
-    def __init__(self, cluster: Cluster | None, places: Places, host: HostFiles | None = None) -> None:
+    def __init__(self, cluster: Cluster | None, places: Places, clock: Clock, host: HostFiles | None = None) -> None:
         self._maybe_cluster = cluster
         self._places = places
         self._host = host or HostFiles()
+        self._targets = Targets(lambda: self._cluster, clock)
+        self._snapshots = Snapshots(lambda: self._cluster, self._targets, places, clock)
+        self._promised: dict[VolumeId, bool] = {}  # what claims said of the group; without one the image decides
 
     def capabilities(self) -> VolumeCapabilities:
-        """``exact`` is False: the first write to an object of a clone copies all of it up from the parent."""
-        return VolumeCapabilities(change_map=True, checkpoints=True, block_device=True, freeze="outside")
+        """``exact`` is False: the first write to an object of a clone copies all of it up from the parent.
+
+        ``group_instant`` holds for the claims of one group: images with exclusive-lock that are in nobody's group.
+        """
+        together = self._maybe_cluster is not None and self._maybe_cluster.settings.groups
+        return VolumeCapabilities(
+            group_instant=together, change_map=True, checkpoints=True, block_device=True, freeze="outside"
+        )
 
     @property
     def _cluster(self) -> Cluster:
@@ -109,8 +100,9 @@ class RbdDriver(VolumeDriver):
         if found.fsid and found.fsid != self._cluster.fsid():
             return Refusal(path=path, driver=self.name, reason=f"{found.image} lies in another cluster ({found.fsid})")
         try:
-            with self._live(found.image) as (_, image):
+            with self._targets.live(found.image) as (_, image):
                 size = image.size if found.inner_path is None else self._host.stat(path).st_size
+                alone = why_alone(image, wanted=self._cluster.settings.groups)
         except CephError as failure:
             missing = failure.errno == errno.ENOENT
             reason = f"there is no image {found.image}" if missing else f"{found.image}: {failure.strerror}"
@@ -119,227 +111,88 @@ class RbdDriver(VolumeDriver):
             path=path,
             driver=self.name,
             volume=found.image.volume,
-            why=why,
+            why=f"{why}; it has an instant of its own: {alone}" if alone and found.inner_path is None else why,
             inner_path=found.inner_path,
             fs_type=found.fs_type,
             fs_offset=found.offset,
             fs_size=found.size,
             mount=found.mount,
             size=size,
+            group=self._promise(found, alone),
         )
+
+    def _promise(self, found: Located, alone: str) -> str:
+        """The group of the claim. What lies on a mounted image is frozen, and needs none."""
+        if found.inner_path is not None:
+            self._promised.setdefault(found.image.volume, False)
+            return ""
+        self._promised[found.image.volume] = not alone
+        return "" if alone else f"{self._cluster.fsid()}/{found.image.namespace}"
 
     def describe(self, volume: VolumeId) -> SourceVolume:
         name = name_of(volume)
-        with failures(self._cluster, volume), self._live(name) as (pool, image):
-            incarnation, size = self._incarnation(pool, image), image.size
+        with failures(self._cluster, volume), self._targets.live(name) as (pool, image):
+            incarnation, size = self._targets.incarnation(pool, image), image.size
         home_size, home_free = self._cluster.room(name.pool)
         return SourceVolume(
             id=volume, driver=self.name, size=size, incarnation=incarnation, home_size=home_size, home_free=home_free
         )
 
-    def _incarnation(self, pool: Pool, image: Image) -> str:
-        return f"{self._cluster.fsid()}.{pool.id}.{image.id()}"
-
-    @contextmanager
-    def _live(self, name: ImageName, *, writable: bool = False) -> Iterator[tuple[Pool, Image]]:
-        with self._cluster.pool(name.pool, name.namespace) as pool, pool.image(name.image, writable=writable) as image:
-            yield pool, image
-
     # --- stages 4 and 5: T ------------------------------------------------------------------------
 
     def prepare(self, volumes: Sequence[VolumeId], tag: TargetTag) -> PreparedGroup:
-        """Only the tags are written: a snapshot cannot be there before its instant."""
-        made: list[Target] = []
-        try:
-            for volume in volumes:
-                made.append(self._prepare(volume, tag))
-        except BaseException:
-            for target in made:
-                self.delete(target)
-            raise
-        return PreparedGroup(tuple(made))
-
-    def _prepare(self, volume: VolumeId, tag: TargetTag) -> Target:
-        name = name_of(volume)
-        with failures(self._cluster, volume), self._live(name, writable=True) as (pool, image):
-            if not image.features & FEATURE_EXCLUSIVE_LOCK and image.others():
-                what = f"without exclusive-lock, what a client ({image.others()[0]}) holds back would come into T later"
-                raise SnapshotFailed(volume=volume, reason=f"{what}; rbd feature enable {name} exclusive-lock")
-            record = Record(
-                volume=volume,
-                incarnation=self._incarnation(pool, image),
-                image_id=image.id(),
-                snap=f"{SNAP}{tag.run}",
-                size=image.size,
-                tag=tag,
-            )
-            found = read_record(pool, record.key)
-            if found is None:
-                self._places.note(f"{PREFIX}{name.place}")
-                put_record(pool, record)
-        return self._target(name.place, found or record)
+        return self._snapshots.prepare(volumes, tag, self._promised)
 
     def snapshot(self, group: PreparedGroup) -> tuple[Target, ...]:
-        with ThreadPoolExecutor(max_workers=max(1, len(group.targets))) as pool:
-            return tuple(pool.map(self._snapshot, group.targets))
-
-    def _snapshot(self, target: Target) -> Target:
-        place, image_id, snap = parts_of(target.id)
-        with failures(self._cluster, target.volume), self._by_id(place, image_id, writable=True) as (_, image):
-            try:
-                image.snap_create(snap)
-            except CephError as failure:
-                if failure.errno != errno.EEXIST:  # a repeated call: the instant that was is kept
-                    raise
-        return target
+        return self._snapshots.snapshot(group)
 
     def settle(self, targets: Sequence[Target]) -> tuple[Target, ...]:
-        """A snapshot is durable when it is made; its number and size are noted now."""
-        return tuple(self._settle(target) for target in targets)
-
-    def _settle(self, target: Target) -> Target:
-        place, image_id, name = parts_of(target.id)
-        with failures(self._cluster, target.volume), self._by_id(place, image_id) as (pool, image):
-            record, snap = self._record(pool, target), image.snap(name)
-            if snap is None:
-                raise TargetLost(target=target.id, reason=_DELETED)
-            self._try_out(target)
-            if record.snap_id != snap.id:
-                record = replace(record, snap_id=snap.id, size=snap.size)
-                put_record(pool, record)
-        return self._target(place, record)
-
-    def _try_out(self, target: Target) -> None:
-        """In a full pool a snapshot is made all the same, but without its map of objects, and cannot be opened."""
-        place, image_id, snap = parts_of(target.id)
-        try:
-            with self._by_id(place, image_id, snap=snap):
-                pass
-        except CephError as failure:
-            if failure.errno == errno.ENOENT:
-                raise TargetNoSpace(volume=target.volume) from failure
-            raise
-
-    @contextmanager
-    def _by_id(
-        self, place: str, image_id: str, *, snap: str = "", writable: bool = False
-    ) -> Iterator[tuple[Pool, Image]]:
-        """The image that a target was made of, whatever it is called by now."""
-        with (
-            self._cluster.pool(*parse_place(place)) as pool,
-            pool.image(id=image_id, snap=snap, writable=writable) as image,
-        ):
-            yield pool, image
-
-    def _record(self, pool: Pool, target: Target) -> Record:
-        _, image_id, snap = parts_of(target.id)
-        try:
-            record = read_record(pool, key_of(image_id, snap))
-        except ValueError as damage:
-            raise TargetLost(target=target.id, reason="its tag is damaged") from damage
-        if record is None:
-            raise TargetLost(target=target.id, reason="it was deleted")
-        return record
+        with ThreadPoolExecutor(max_workers=max(1, len(targets))) as pool:
+            return tuple(pool.map(self._snapshots.settle, targets))
 
     # --- stages 6 and 7: reading ------------------------------------------------------------------
 
     @contextmanager
     def open(self, target: Target, claim: Claim) -> Iterator[FileImage]:
-        place, image_id, snap = parts_of(target.id)
-        check = partial(self._check, target)
-        check()
+        place, image_id, _ = parts_of(target.id)
+        check = partial(self._targets.check, target)
+        at = check().shown.id
         if claim.inner_path is not None:
-            with attached_file(self._cluster, place, image_id, snap, claim, check) as image:
+            with attached_file(self._cluster, place, image_id, at, claim, check) as image:
                 yield image
             return
         with ExitStack() as held:
             with reading(self._cluster, target):
-                _, opened = held.enter_context(self._by_id(place, image_id, snap=snap))
+                _, opened = held.enter_context(self._targets.by_id(place, image_id, at=at))
                 file = SnapImage(opened, check)
-            check()  # opened by its name: now it is known to be the one that was taken
             yield file
-
-    def _check(self, target: Target) -> Snap:
-        """The snapshot of ``target``, asked of the cluster now. Raises TargetLost."""
-        place, image_id, name = parts_of(target.id)
-        with reading(self._cluster, target), self._by_id(place, image_id) as (pool, image):
-            record, snap = self._record(pool, target), image.snap(name)
-        if snap is None:
-            raise TargetLost(target=target.id, reason=_DELETED if record.snap_id else "it was never taken")
-        if record.snap_id not in (0, snap.id):
-            raise TargetLost(target=target.id, reason="somebody put another snapshot in its place")
-        return snap
 
     def open_folder(self, target: Target, claim: Claim) -> AbstractContextManager[int]:
         if claim.inner_path is None:
             raise Unsupported(driver=self.name, power="show folders of an image that is a disk by itself")
-        return attached_folder(self._cluster, *parts_of(target.id), claim, partial(self._check, target))
+        place, image_id, _ = parts_of(target.id)
+        check = partial(self._targets.check, target)
+        return attached_folder(self._cluster, place, image_id, check().shown.id, claim, check)
 
     def placement_at(self, base: Target, claim: Claim, now: Placement, changed: Extents) -> Placement:
-        """For an image that is a disk: what :meth:`changed` does not name is equal, but what was given back must show.
+        """For an image that is a disk nothing is asked: what :meth:`changed` does not name lies as it does now.
 
-        A placement knows objects only, a change map bytes: an object that is new since ``base`` is not new all over.
+        What it names was written then, as far as anybody needs to know: what is a hole by now must show as given back.
         """
-        then = super().placement_at(base, claim, now, changed)
         if claim.inner_path is not None:
-            return then
-        return whole_placement(then.size, then.allocated() | now.allocated().clip(0, then.size))
+            return super().placement_at(base, claim, now, changed)
+        return whole_placement(base.size, (now.allocated() | changed).clip(0, base.size))
 
     def changed(self, base: Target, now: Target) -> ChangeMap:
-        """Objects first, from the cluster's own map where it keeps one; then the bytes in those that changed."""
-        new = self._check(now)
-        try:
-            old = self._check(base)
-        except TargetLost as gone:
-            return Unknown(f"the checkpoint is gone ({gone.facts['reason']})")
-        if base.incarnation != now.incarnation:
-            return Unknown("the volume was recreated since the checkpoint")
-        place, image_id, name = parts_of(now.id)
-        try:
-            with self._by_id(place, image_id, snap=name) as (_, image):
-                whole = self._cluster.settings.whole_objects
-                found, source = difference(image, parts_of(base.id)[2], new.size, whole_objects=whole)
-        except CephError as failure:
-            return Unknown(f"the cluster cannot tell ({failure.strerror})")
-        self._check(now)
-        try:
-            self._check(base)
-        except TargetLost as gone:
-            return Unknown(f"the checkpoint went while it was looked at ({gone.facts['reason']})")
-        resized = Extents.of((min(old.size, new.size), new.size))
-        return Changed((found | resized).clip(0, new.size), source)
+        return changed(self._targets, base, now, whole_objects=self._cluster.settings.whole_objects)
 
     # --- stage 9: what stays ----------------------------------------------------------------------
 
     def retag(self, target: Target, tag: TargetTag) -> Target:
-        place, _, _ = parts_of(target.id)
-        with reading(self._cluster, target), self._cluster.pool(*parse_place(place)) as pool:
-            record = replace(self._record(pool, target), tag=tag)
-            put_record(pool, record)
-        return self._target(place, record)
+        return self._targets.retag(target, tag)
 
     def delete(self, target: Target) -> Deleted | Absent:
-        """First the snapshot, then its tag. Of an image that is gone only the tag is left."""
-        place, image_id, snap = parts_of(target.id)
-        with failures(self._cluster, target.volume):
-            there = self._drop_snapshot(target, place, image_id, snap)
-            with optional_pool(self._cluster), self._cluster.pool(*parse_place(place)) as pool:
-                there = drop_record(pool, key_of(image_id, snap)) or there
-        return Deleted() if there else Absent()
-
-    def _drop_snapshot(self, target: Target, place: str, image_id: str, snap: str) -> bool:
-        try:
-            with self._by_id(place, image_id, writable=True) as (_, image):
-                if image.snap(snap) is None:
-                    return False
-                image.snap_remove(snap)
-                return True
-        except CephError as failure:
-            if failure.errno in (errno.EBUSY, errno.ENOTEMPTY):
-                raise VolumeBusy(volume=target.id, holder="a clone that somebody made of it") from failure
-            if failure.errno != errno.ENOENT:
-                raise
-            return False
+        return self._targets.delete(target)
 
     def list_targets(self, volumes: Sequence[VolumeId] = ()) -> tuple[Target, ...]:
         """In the pools of ``volumes``, of the configuration, and in every pool ever noted.
@@ -352,17 +205,11 @@ class RbdDriver(VolumeDriver):
         noted = [place.removeprefix(PREFIX) for place in self._places.all() if place.startswith(PREFIX)]
         places = dict.fromkeys((*asked, *self._cluster.settings.pools, *noted))
         try:
-            return tuple(target for place in places for target in self._targets_in(place))
+            return tuple(target for place in places for target in self._targets.listed(place))
         except StorageUnreachable:
             if asked:
                 raise
             return ()
-
-    def _targets_in(self, place: str) -> tuple[Target, ...]:
-        records: list[Record] = []
-        with optional_pool(self._cluster), self._cluster.pool(*parse_place(place)) as pool:
-            records += read_records(pool)
-        return tuple(self._target(place, record) for record in records)
 
     def open_for_restore(self, claim: Claim) -> AbstractContextManager[FileSink]:
         name = parse(claim.path)
@@ -370,16 +217,6 @@ class RbdDriver(VolumeDriver):
             return open_live(self._cluster, claim.path, name)
         _refuse_unmounted(claim)
         return live.open_sink(claim.path)
-
-    def _target(self, place: str, record: Record) -> Target:
-        return Target(
-            id=f"{PREFIX}{place}/{record.image_id}@{record.snap}",
-            driver=self.name,
-            volume=VolumeId(record.volume),
-            size=record.size,
-            incarnation=record.incarnation,
-            tag=record.tag,
-        )
 
 
 def _refuse_unmounted(claim: Claim) -> None:

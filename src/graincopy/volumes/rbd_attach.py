@@ -31,11 +31,12 @@ _ENDING = 10.0  # seconds in which the server sees that the mount is gone
 
 @contextmanager
 def attached_file(
-    cluster: Cluster, place: str, image_id: str, snap: str, claim: Claim, check: Callable[[], object]
+    cluster: Cluster, place: str, image_id: str, at: int, claim: Claim, check: Callable[[], object]
 ) -> Iterator[FdImage]:
-    """The file of ``claim`` in the file system on the snapshot. Raises AttachFailed, SourceChanged, what check raises.
+    """The file of ``claim`` in the file system on the snapshot of number ``at``.
 
-    Files stay readable until the block ends; ``check`` is the image's ``verify``.
+    Raises AttachFailed, SourceChanged, what check raises. Files stay readable until the block ends; ``check`` is the
+    image's ``verify``.
     """
     assert claim.inner_path is not None
 
@@ -43,7 +44,7 @@ def attached_file(
         check()
 
     with (
-        _attached(cluster, place, image_id, snap, claim, check) as attached,
+        _attached(cluster, place, image_id, at, claim, check) as attached,
         attached.open_file(claim.inner_path, claim.path) as image,
     ):
         yield FdImage(image.fd, image.size, image.placement, verify)
@@ -51,12 +52,12 @@ def attached_file(
 
 @contextmanager
 def attached_folder(
-    cluster: Cluster, place: str, image_id: str, snap: str, claim: Claim, check: Callable[[], object]
+    cluster: Cluster, place: str, image_id: str, at: int, claim: Claim, check: Callable[[], object]
 ) -> Iterator[int]:
     """A descriptor of the folder of ``claim`` in the file system on the snapshot. Raises as :func:`attached_file`."""
     assert claim.inner_path is not None
     check()
-    with _attached(cluster, place, image_id, snap, claim, check) as attached:
+    with _attached(cluster, place, image_id, at, claim, check) as attached:
         fd = attached.open_folder(claim.inner_path, claim.path)
         try:
             yield fd
@@ -67,10 +68,10 @@ def attached_folder(
 
 @contextmanager
 def _attached(
-    cluster: Cluster, place: str, image_id: str, snap: str, claim: Claim, check: Callable[[], object]
+    cluster: Cluster, place: str, image_id: str, at: int, claim: Claim, check: Callable[[], object]
 ) -> Iterator[AttachedFileSystem]:
     assert claim.fs_type is not None
-    with shown_as_file(cluster, place, image_id, snap) as path:
+    with shown_as_file(cluster, place, image_id, at) as path:
         try:
             attached = attach(path, claim.fs_type, claim.fs_offset, claim.fs_size)
         except GraincopyError:
@@ -81,9 +82,9 @@ def _attached(
 
 
 @contextmanager
-def shown_as_file(cluster: Cluster, place: str, image_id: str, snap: str) -> Iterator[str]:
+def shown_as_file(cluster: Cluster, place: str, image_id: str, at: int) -> Iterator[str]:
     """A path at which this process can read the snapshot as a file until the block ends. Raises AttachFailed."""
-    name = f"{place}/{image_id}@{snap}"
+    name = f"{place}/{image_id}@{at}"
     try:
         fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -93,7 +94,7 @@ def shown_as_file(cluster: Cluster, place: str, image_id: str, snap: str) -> Ite
     except BaseException:
         os.close(fuse)
         raise
-    asked = Serve(cluster.settings, cluster.conf, cluster.options, place, image_id, snap, fuse)
+    asked = Serve(cluster.settings, cluster.conf, cluster.options, place, image_id, at, fuse)
     try:
         server = _start(asked)
     finally:

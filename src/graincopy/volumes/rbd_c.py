@@ -18,6 +18,7 @@ from graincopy.core.errors import ToolMissing
 LOCK_EXCLUSIVE = 0  # RBD_LOCK_MODE_EXCLUSIVE
 FEATURE_EXCLUSIVE_LOCK = 1 << 2
 FEATURE_FAST_DIFF = 1 << 4
+SNAP_OF_GROUP = 1  # RBD_SNAP_NAMESPACE_TYPE_GROUP
 FLAGS_INVALID = 3  # RBD_FLAG_OBJECT_MAP_INVALID | RBD_FLAG_FAST_DIFF_INVALID
 
 _P = c_void_p
@@ -34,6 +35,18 @@ class Watcher(Structure):
     """rbd_image_watcher_t"""
 
     _fields_ = (("addr", c_char_p), ("id", c_int64), ("cookie", c_uint64))
+
+
+class GroupInfo(Structure):
+    """rbd_group_info_t"""
+
+    _fields_ = (("name", c_char_p), ("pool", c_int64))
+
+
+class SnapGroup(Structure):
+    """rbd_snap_group_namespace_t"""
+
+    _fields_ = (("pool", c_int64), ("name", c_char_p), ("snap", c_char_p))
 
 
 _RADOS: dict[str, tuple[Any, ...]] = {
@@ -92,6 +105,17 @@ _RBD: dict[str, tuple[Any, ...]] = {
     "rbd_snap_remove": (_P, c_char_p),
     "rbd_snap_list": (_P, POINTER(SnapInfo), POINTER(c_int)),
     "rbd_snap_list_end": (POINTER(SnapInfo),),
+    "rbd_snap_set_by_id": (_P, c_uint64),
+    "rbd_snap_get_namespace_type": (_P, c_uint64, POINTER(c_int)),
+    "rbd_snap_get_group_namespace": (_P, c_uint64, POINTER(SnapGroup), c_size_t),
+    "rbd_snap_group_namespace_cleanup": (POINTER(SnapGroup), c_size_t),
+    "rbd_get_group": (_P, POINTER(GroupInfo), c_size_t),
+    "rbd_group_info_cleanup": (POINTER(GroupInfo), c_size_t),
+    "rbd_group_create": (_P, c_char_p),
+    "rbd_group_remove": (_P, c_char_p),
+    "rbd_group_image_add": (_P, c_char_p, _P, c_char_p),
+    "rbd_group_image_remove_by_id": (_P, c_char_p, _P, c_char_p),
+    "rbd_group_snap_create": (_P, c_char_p, c_char_p),
     "rbd_read": (_P, c_uint64, c_size_t, c_void_p),
     "rbd_write": (_P, c_uint64, c_size_t, c_void_p),
     "rbd_discard": (_P, c_uint64, c_uint64),

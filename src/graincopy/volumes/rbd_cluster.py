@@ -32,6 +32,7 @@ class RbdSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout: float = 30.0  # seconds after which a cluster that does not answer is given up
     pools: tuple[str, ...] = ()  # POOL or POOL/NAMESPACE: where targets are looked for besides the known places
     fuse: dict[str, str] = {}  # folder on which rbd-fuse shows a pool → that POOL
+    groups: bool = True  # several images are snapshotted as one group, at one instant
     whole_objects: bool = False  # take whole objects as changed, not the bytes in them (Ceph before 16.2.15)
 
 
@@ -47,6 +48,7 @@ class Cluster:
         self.options = options
         self._lock = threading.Lock()
         self._handle: c_void_p | None = None
+        self._pools: set[int] = set()  # those that are open
 
     @property
     def rados(self) -> ctypes.CDLL:
@@ -58,7 +60,7 @@ class Cluster:
         with self._lock:
             if self._handle is None:
                 self._handle = self._connect()
-                weakref.finalize(self, self.rados.rados_shutdown, self._handle)
+                weakref.finalize(self, _shut_down, self._handle, self._pools)
             return self._handle
 
     def _connect(self) -> c_void_p:
@@ -99,9 +101,11 @@ class Cluster:
         try:
             self.rados.rados_set_pool_full_try(handle)  # a full pool answers ENOSPC instead of letting us wait
             self.rados.rados_ioctx_set_namespace(handle, namespace.encode())
+            self._pools.add(id(handle))
             yield Pool(self, handle)
         finally:
             self.rados.rados_ioctx_destroy(handle)
+            self._pools.discard(id(handle))
 
     def room(self, pool: str) -> tuple[int, int]:
         """Bytes that the pool could hold, and bytes free in it; (0, 0) where this user may not ask."""
@@ -124,6 +128,12 @@ class Cluster:
         finally:
             for buffer in (out, status):
                 self.rados.rados_buffer_free(buffer)
+
+
+def _shut_down(handle: c_void_p, pools: set[int]) -> None:
+    """Not under images that are still open, as at the end of a process that was interrupted: librbd would abort."""
+    if not pools:
+        rbd_c.libraries()[0].rados_shutdown(handle)
 
 
 def unreachable(conf: str, failure: OSError) -> StorageUnreachable:
@@ -152,10 +162,14 @@ class Pool:
         return int(self.rados.rados_ioctx_get_id(self.handle))
 
     @contextmanager
-    def image(self, name: str = "", *, id: str = "", snap: str = "", writable: bool = False) -> Iterator[Image]:
-        """By name or by id; at ``snap`` or live. Raises CephError (ENOENT)."""
+    def image(
+        self, name: str = "", *, id: str = "", snap: str = "", at: int = 0, writable: bool = False
+    ) -> Iterator[Image]:
+        """By name or by id; live, at ``snap``, or at the snapshot of number ``at``. Raises CephError (ENOENT)."""
         image = self.open(name, id=id, snap=snap, writable=writable)
         try:
+            if at:
+                image.show(at)
             yield image
         finally:
             image.close()

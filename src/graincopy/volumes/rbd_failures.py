@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from graincopy.core.clock import Clock
 from graincopy.core.errors import GraincopyError, SnapshotFailed, TargetLost, TargetNoSpace
 from graincopy.model.snapshot import Target
 from graincopy.volumes.rbd_c import CephError
 from graincopy.volumes.rbd_cluster import SILENT, Cluster, unreachable
+
+_PATIENCE, _PAUSE = 3.0, 0.1  # seconds
+
+
+def patiently(work: Callable[[], object], clock: Clock) -> None:
+    """``work``, again while it is told EBUSY: for as long as somebody takes an instant of a group, its images are.
+
+    Raises CephError (EBUSY) after some seconds.
+    """
+    until = clock.monotonic() + _PATIENCE
+    while True:
+        try:
+            work()
+            return
+        except CephError as failure:
+            if failure.errno != errno.EBUSY or clock.monotonic() >= until:
+                raise
+        clock.sleep(_PAUSE)
 
 
 @contextmanager

@@ -148,6 +148,37 @@ class Image:
         """Raises CephError (ENOENT, EBUSY)."""
         done(self._rbd.rbd_snap_remove(self._handle, name.encode()))
 
+    def show(self, snap_id: int) -> None:
+        """From now on this is the image at the snapshot of that number. Raises CephError (ENOENT)."""
+        done(self._rbd.rbd_snap_set_by_id(self._handle, snap_id))
+
+    # --- groups -------------------------------------------------------------------------------------
+
+    def group(self) -> str:
+        """Name of the group that the image is in, empty when it is in none. Raises CephError."""
+        found = rbd_c.GroupInfo()
+        done(self._rbd.rbd_get_group(self._handle, byref(found), ctypes.sizeof(found)))
+        try:
+            return (found.name or b"").decode(errors="surrogateescape")
+        finally:
+            self._rbd.rbd_group_info_cleanup(byref(found), ctypes.sizeof(found))
+
+    def group_snap(self, group: str) -> Snap | None:
+        """The image's part of a snapshot of ``group``, if there is one. Raises CephError."""
+        return next((one for one in self.snaps() if self._group_of(one) == group), None)
+
+    def _group_of(self, snap: Snap) -> str | None:
+        kind, found = c_int(), rbd_c.SnapGroup()
+        done(self._rbd.rbd_snap_get_namespace_type(self._handle, snap.id, byref(kind)))
+        if kind.value != rbd_c.SNAP_OF_GROUP:
+            return None
+        if self._rbd.rbd_snap_get_group_namespace(self._handle, snap.id, byref(found), ctypes.sizeof(found)) < 0:
+            return None  # of somebody's group that is going away
+        try:
+            return (found.name or b"").decode(errors="surrogateescape")
+        finally:
+            self._rbd.rbd_snap_group_namespace_cleanup(byref(found), ctypes.sizeof(found))
+
     # --- what is there, what changed ----------------------------------------------------------------
 
     def diff(self, since: str | None, start: int, stop: int, *, whole_objects: bool) -> tuple[Extents, Extents]:

@@ -29,8 +29,21 @@ _MANY = 1024  # keys of one answer
 _CHANGED = (errno.ERANGE, errno.EOVERFLOW, errno.ENOENT)  # the object has another version than the one asserted
 
 
+class Group(msgspec.Struct, frozen=True):
+    """A group of ours: where it is kept, what it is called, and the targets (their ids) that come of it."""
+
+    place: str  # POOL[/NAMESPACE]
+    name: str
+    members: tuple[str, ...]
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of one target. ``snap_id`` is 0 until it was settled."""
+    """What is known of one target. ``snap_id`` is 0 until it was settled.
+
+    T is the snapshot ``snap``. In a group T is the group's snapshot of the image, of number ``shown``, and ``snap``,
+    made just before, stands in for it where changes are computed from T; ``between`` is what was written to the image
+    from the one to the other, None when that could not be told.
+    """
 
     volume: str
     incarnation: str
@@ -39,6 +52,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     size: int  # bytes; that of S at the instant, once settled
     tag: TargetTag
     snap_id: int = 0
+    group: Group | None = None
+    shown: int = 0
+    between: tuple[tuple[int, int], ...] | None = ()  # byte ranges
 
     @property
     def key(self) -> bytes:

@@ -46,7 +46,7 @@ class Serve(msgspec.Struct, frozen=True):
     options: dict[str, str]
     place: str
     image_id: str
-    snap: str
+    at: int  # number of the snapshot
     fuse: int  # descriptor of /dev/fuse
 
 
@@ -113,7 +113,7 @@ def main() -> int:
     try:
         with (
             cluster.pool(*parse_place(asked.place)) as pool,
-            pool.image(id=asked.image_id, snap=asked.snap) as image,
+            pool.image(id=asked.image_id, at=asked.at) as image,
         ):
             server = Server(image, image.size, asked.fuse)
             _say("ready")
