@@ -7,26 +7,30 @@
 #
 # The guest has no network. It is kept in the virtual environment's cache under a hash of everything it is made from.
 # GRAINCOPY_LAB_ACCEL=kvm runs it faster where KVM works; GRAINCOPY_LAB_MIRROR names another Debian mirror.
+# GRAINCOPY_LAB_SUITE=trixie makes it of Debian 13: LVM 2.03.31 and thin-provisioning-tools 1.1 instead of 0.9.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 . "$root/scripts/set-up.sh"
 lab=$root/tests/labs/lvm
 venv=${GRAINCOPY_VENV:-$root/.venv}
-suite=bookworm python=3.11 # Debian 12 and its Python
+suite=${GRAINCOPY_LAB_SUITE:-bookworm} python=3.11 # Debian 12 and its Python
+[ "$suite" = bookworm ] || python=3.13
 mirror=${GRAINCOPY_LAB_MIRROR:-http://deb.debian.org/debian}
-packages=lvm2,thin-provisioning-tools,dmsetup,xfsprogs,e2fsprogs,kmod,udev,busybox-static,util-linux,mount,procps,python3
-modules="virtio_pci virtio_blk virtio_rng ext4 xfs dm-thin-pool dm-snapshot loop"
+packages=lvm2,thin-provisioning-tools,dmsetup,xfsprogs,e2fsprogs,btrfs-progs,kmod,udev,busybox-static,util-linux,mount
+packages+=,procps,python3
+modules="virtio_pci virtio_blk virtio_rng ext4 xfs btrfs dm-thin-pool dm-snapshot loop"
 
 requirements=$("$venv/bin/python" "$lab/requirements.py" "$python" "$root/requirements.lock" "$root/requirements-dev.lock")
-inputs=$(printf '%s\n' "$requirements" | cat - "${BASH_SOURCE[0]}" "$lab"/guest-init "$lab"/initramfs-init | sha256sum)
-home=$venv/cache/lab-lvm/${inputs:0:16}
+inputs=$({ sed '/^run() {/,$d' "${BASH_SOURCE[0]}" && cat "$lab"/guest-init "$lab"/initramfs-init; } | sha256sum)
+inputs=$(printf '%s\n' "$requirements" "$inputs" | sha256sum)
+home=$venv/cache/lab-lvm/$suite/${inputs:0:16}
 
 build() {
   [ ! -e "$home/made" ] || return 0
   is_root || die "the guest has to be made once as root"
-  need debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 cpio=cpio depmod=kmod mkfs.ext4=e2fsprogs gzip=gzip
-  rm -rf --one-file-system -- "$venv/cache/lab-lvm" # older ones, too
+  need debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 cpio=cpio depmod=kmod mkfs.ext4=e2fsprogs gzip=gzip xz=xz-utils
+  rm -rf --one-file-system -- "$venv/cache/lab-lvm/$suite" # older ones, too
   mkdir -p "$home"
   local tree
   tree=$(mktemp -d /var/tmp/gc-lab-tree.XXXXXX) # debootstrap cannot do with spaces in its path
@@ -59,6 +63,7 @@ add_kernel() {
   (cd "$home" && quietly chroot "$tree" sh -c "cd /tmp && apt-get download $name")
   dpkg-deb -x "$tree"/tmp/linux-image-*.deb "$home/kernel"
   rm -f "$tree"/tmp/*.deb
+  [ -e "$home/kernel/lib" ] || mv "$home/kernel/usr/lib" "$home/kernel/lib" # Debian 13 has it there
   version=$(ls "$home/kernel/lib/modules")
   depmod -b "$home/kernel" "$version"
   for module in $modules; do
@@ -77,7 +82,7 @@ add_python() {
   local tree=$1
   printf '%s\n' "$requirements" > "$home/requirements.txt"
   pip_install "$venv" --require-hashes --no-deps --only-binary=:all: --python-version "$python" \
-    --implementation cp --abi "cp${python/./}" --abi abi3 --abi none \
+    --ignore-requires-python --implementation cp --abi "cp${python/./}" --abi abi3 --abi none \
     --platform manylinux_2_36_x86_64 --platform manylinux_2_34_x86_64 --platform manylinux_2_28_x86_64 \
     --platform manylinux_2_24_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
     --platform manylinux_2_5_x86_64 --platform manylinux1_x86_64 --platform any \
@@ -86,14 +91,15 @@ add_python() {
 }
 
 add_initramfs() {
-  local tree=$1 ram=$home/ram module
+  local tree=$1 ram=$home/ram module name
   mkdir -p "$ram"/{bin,dev,proc,mnt,modules.d}
   cp "$tree/bin/busybox" "$ram/bin/busybox"
   ln -s busybox "$ram/bin/sh"
   grep -E '/(virtio|ext4|jbd2|mbcache|crc|libcrc|crypto)[^/]*|/virtio/|/crypto/' "$home/modules" |
-    grep -v -E '/(xfs|md|loop)' | while read -r module; do
-    cp "$module" "$ram/modules.d/"
-    printf '/modules.d/%s\n' "$(basename "$module")" >> "$ram/modules"
+    grep -v -E '/(xfs|btrfs|md|loop)|/(xor|blake2b)' | while read -r module; do
+    name=$(basename "${module%.xz}")
+    if [ "$module" = "${module%.xz}" ]; then cat; else xz -dc; fi < "$module" > "$ram/modules.d/$name"
+    printf '/modules.d/%s\n' "$name" >> "$ram/modules"
   done
   install -m 755 "$lab/initramfs-init" "$ram/init"
   (cd "$ram" && find . | cpio -o -H newc --quiet | gzip -1) > "$home/initramfs.gz"
@@ -112,7 +118,7 @@ run() {
   tar -cf "$scratch/project.tar" --exclude=__pycache__ -C "$root" pyproject.toml src tests -C "$scratch" run-in-guest
   truncate -s 64M "$scratch/results.tar"
   truncate -s 4G "$scratch/one.img" "$scratch/two.img"
-  timeout "${GRAINCOPY_LAB_TIMEOUT:-1500}" qemu-system-x86_64 -accel "$accel" -cpu "$cpu" -M q35 -m 1536 -smp 1 \
+  timeout "${GRAINCOPY_LAB_TIMEOUT:-3000}" qemu-system-x86_64 -accel "$accel" -cpu "$cpu" -M q35 -m 1536 -smp 1 \
     -nodefaults -no-reboot -nographic -serial stdio \
     -kernel "$home/vmlinuz" -initrd "$home/initramfs.gz" -append "console=ttyS0 panic=-1 quiet loglevel=3" \
     -drive "file=$home/root.img,if=virtio,format=raw,snapshot=on" \

@@ -16,7 +16,7 @@ import pytest
 
 HERE = os.path.dirname(__file__)
 ROOT = os.path.dirname(os.path.dirname(HERE))
-sys.path[:0] = [HERE, os.path.join(ROOT, "tests", "volumes"), os.path.join(ROOT, "tests", "e2e")]
+sys.path[:0] = [HERE, *(os.path.join(ROOT, "tests", name) for name in ("volumes", "e2e", "flashcopy"))]
 
 from guest import Guest, in_guest, wanted  # noqa: E402
 

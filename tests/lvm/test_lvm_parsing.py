@@ -265,6 +265,25 @@ def test_a_thin_device_with_an_external_origin() -> None:
     assert report.external_origin(snapshot, [volume("s", pool_uuid="q"), snapshot])
 
 
+# lvcreate -v of LVM 2.03.16, with the milliseconds at which the lines came on an emulated machine
+SAID = """274 Making thin LV t0 in pool p in VG vg using segtype thin.
+328 Loading table for vg-s--x (253:4).
+419 Suspending vg-s--x (253:4) with filesystem sync with device flush
+595 Loading table for vg-s--x (253:4).
+595 Suppressed vg-s--x (253:4) identical table reload.
+596 Resuming vg-s--x (253:4).
+619 Archiving volume group "vg" metadata (seqno 7).
+634 Deactivating logical volume vg/t0."""
+
+
+def test_how_long_lvm_held_the_writers() -> None:
+    said = [(int(at) / 1000, f"  {words}\n") for at, _, words in (line.partition(" ") for line in SAID.splitlines())]
+    assert report.held_ms(said, "vg-s--x", 0.1, 0.928) == pytest.approx(200)
+    assert report.held_ms(said, "vg-s", 0.1, 0.928) == pytest.approx(828)  # of another device: the whole command
+    assert report.held_ms(said[:6], "vg-s--x", 0.1, 0.928) == pytest.approx(509)  # it ends with the command
+    assert report.held_ms([], "vg-s--x", 0.1, 0.928) == pytest.approx(828)
+
+
 # --- tags -----------------------------------------------------------------------------------------
 
 

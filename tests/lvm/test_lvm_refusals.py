@@ -229,6 +229,12 @@ def test_the_first_words_of_a_command_that_fails(tools: str) -> None:
         Lvm().volumes()
 
 
+def test_what_lvcreate_only_says_because_it_is_asked_to_is_no_error(tools: str) -> None:
+    tool(tools, "lvcreate", "echo '  Making thin LV t.' >&2; echo 'WARNING: x'; echo 'Device busy.' >&2; exit 5")
+    with pytest.raises(ToolFailed, match=r"^lvcreate says: Device busy$"):
+        Lvm().create_snapshot(thin(), "t", (), RealClock())
+
+
 def test_a_report_that_is_there_counts_although_another_group_is_broken(tools: str) -> None:
     tool(tools, "lvs", """echo '{"report": [{"lv": []}]}'; echo 'Volume group "x" not found' >&2; exit 5""")
     assert Lvm().volumes() == ()

@@ -17,7 +17,7 @@ from graincopy.model.instant import instant_of
 from graincopy.model.snapshot import Target
 from graincopy.model.volume import Claim
 from graincopy.volumes.base import PreparedGroup
-from graincopy.volumes.freeze_plan import FreezeLimits
+from graincopy.volumes.freeze_plan import FreezeLimits, FreezeReport
 from graincopy.volumes.instant import STEPS, Instant, WindowTerms, take_instant
 from graincopy.volumes.places import MemoryPlaces
 from graincopy.volumes.reflink import ReflinkDriver
@@ -220,3 +220,27 @@ def test_one_instant_or_one_per_file() -> None:
     assert instant_of([claim("a", "/a"), claim("b")], ["/a"]) == "one"
     assert instant_of([claim("a", "/a"), claim("b"), claim("c")], ["/a"]) == "per file"
     assert instant_of([claim("a", "/a"), claim("b", "/b"), claim("c")], ["/a"]) == "per file"
+
+
+@pytest.mark.parametrize(
+    ("window", "own", "held"),
+    [(None, (None,), None), (80.0, (None,), 80.0), (None, (30.0, 50.0, None), 50.0), (80.0, (120.0,), 120.0)],
+)
+def test_writers_were_held_by_the_window_or_by_the_snapshot_itself(
+    window: float | None, own: tuple[float | None, ...], held: float | None
+) -> None:
+    """A driver whose snapshot suspends S (LVM) says for how long; the longest counts."""
+    targets = {
+        ("lvm-thin", VolumeId(str(number))): Target(
+            id=str(number),
+            driver="lvm-thin",
+            volume=VolumeId(str(number)),
+            size=1,
+            incarnation="",
+            tag=tag(),
+            held_ms=one,
+        )
+        for number, one in enumerate(own)
+    }
+    freeze = None if window is None else FreezeReport(freeze_ms=window, predicted_ms=0.0, mounts=())
+    assert Instant(targets, freeze).held_ms == held

@@ -60,6 +60,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str  # of S at the instant
     tag: TargetTag
     allocated: int = 0  # bytes that T alone takes, as far as the driver can tell
+    held_ms: float | None = None  # how long the snapshot itself held S's writers; None: it did not, or nobody knows
 
 
 class Created(msgspec.Struct, frozen=True):

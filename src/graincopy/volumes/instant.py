@@ -44,6 +44,12 @@ class Instant(msgspec.Struct, frozen=True):
     targets: Mapping[tuple[str, VolumeId], Target]
     freeze: FreezeReport | None = None
 
+    @property
+    def held_ms(self) -> float | None:
+        """The longest that writers of one S were held, by the window or by the snapshot itself; None: none was."""
+        own = [one.held_ms for one in self.targets.values() if one.held_ms is not None]
+        return max([*own, self.freeze.freeze_ms] if self.freeze else own, default=None)
+
 
 class WindowTerms(msgspec.Struct, frozen=True):
     """What the window is held to. ``precious``: what → path of things that must not lie on a frozen file system."""

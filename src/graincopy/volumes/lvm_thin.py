@@ -159,19 +159,21 @@ class LvmThinDriver(VolumeDriver):
 
     def snapshot(self, group: PreparedGroup) -> tuple[Target, ...]:
         every = group.handle if isinstance(group.handle, tuple) else ()
-        for target in group.targets:
-            if _named(every, target.id) is None:
-                self._snapshot(target, _source(every, target.volume))
-        return group.targets
+        return tuple(
+            self._snapshot(target, _source(every, target.volume)) if _named(every, target.id) is None else target
+            for target in group.targets
+        )
 
-    def _snapshot(self, target: Target, source: LogicalVolume) -> None:
+    def _snapshot(self, target: Target, source: LogicalVolume) -> Target:
         record = Record(volume=target.volume, incarnation=target.incarnation, tag=target.tag)
         try:
-            self._lvm.create_snapshot(source, target.id, encode_tags(record, 1))
+            return replace(
+                target, held_ms=self._lvm.create_snapshot(source, target.id, encode_tags(record, 1), self._clock)
+            )
         except ToolFailed as error:
             now = self._volumes(target.volume)
             if _named(now, target.id) is not None and "already exists" in str(error):
-                return  # the same prepared group, taken once more
+                return target  # the same prepared group, taken once more
             if not any(one.uuid == source.uuid and one.path == source.path for one in now):
                 raise SourceChanged(path=source.path, reason="it was removed or renamed") from error
             if "free space in thin pool" in str(error):

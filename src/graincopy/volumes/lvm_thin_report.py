@@ -141,6 +141,23 @@ def uuid_of(dm_uuid: str) -> str | None:
     return "-".join(parts)
 
 
+# --- lvcreate -v ------------------------------------------------------------------------------------
+
+
+def held_ms(said: Sequence[tuple[float, str]], device: str, begun: float, ended: float) -> float:
+    """For how many milliseconds at most the dm ``device`` was suspended; times, in seconds, are when a line came.
+
+    From LVM's word that it suspends, which comes before the kernel is asked, to its first word after the one that it
+    resumes. What it does not say in these words (libdm/libdm-deptree.c) begins or ends with the command itself.
+    """
+    times = [*(at for at, _ in said), ended]
+    suspends = [number for number, (_, line) in enumerate(said) if line.lstrip().startswith(f"Suspending {device} (")]
+    resumes = [number for number, (_, line) in enumerate(said) if line.lstrip().startswith(f"Resuming {device} (")]
+    first = times[suspends[0]] if suspends else begun
+    last = times[resumes[-1] + 1] if resumes else ended
+    return 1000 * (last - first)
+
+
 # --- the pool -------------------------------------------------------------------------------------
 
 

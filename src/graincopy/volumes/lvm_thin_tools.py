@@ -12,9 +12,18 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import IO, TypeVar
 
+from graincopy.core.clock import Clock
 from graincopy.core.errors import ToolMissing
 from graincopy.volumes import lvm_thin_dm
-from graincopy.volumes.lvm_thin_report import FIELDS, LogicalVolume, PoolStatus, dm_name, parse_lvs, parse_pool_status
+from graincopy.volumes.lvm_thin_report import (
+    FIELDS,
+    LogicalVolume,
+    PoolStatus,
+    dm_name,
+    held_ms,
+    parse_lvs,
+    parse_pool_status,
+)
 
 PACKAGES = {
     "lvs": "lvm2",
@@ -23,6 +32,7 @@ PACKAGES = {
     "lvremove": "lvm2",
     "thin_delta": "thin-provisioning-tools",
 }
+_VERBOSE = ("-v", "--config", 'log/indent=1 log/prefix=""')  # what is only said because of -v is indented
 _SEARCHED = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 
 Answer = TypeVar("Answer")
@@ -62,10 +72,34 @@ class Lvm:
         except ValueError as error:
             raise ToolFailed(str(error)) from error
 
-    def create_snapshot(self, source: LogicalVolume, name: str, tags: Sequence[str]) -> None:
-        """The instant: a read-only thin snapshot, inactive, tagged in the same step. LVM suspends S by itself."""
+    def create_snapshot(self, source: LogicalVolume, name: str, tags: Sequence[str], clock: Clock) -> float:
+        """The instant: a read-only thin snapshot, inactive, tagged in the same step. LVM suspends S by itself.
+
+        Answers for how many milliseconds at most writers of S were held (lvm_thin_report.held_ms). Raises ToolFailed.
+        """
         added = [part for tag in tags for part in ("--addtag", tag)]
-        self._run("lvcreate", "-y", "-q", "-s", "-n", name, "-pr", "-ky", "-an", *added, source.path)
+        begun = clock.monotonic()
+        said, code = self._listen(
+            clock, "lvcreate", *_VERBOSE, "-y", "-s", "-n", name, "-pr", "-ky", "-an", *added, source.path
+        )
+        if code:
+            aloud = "".join(line for _, line in said if not line.startswith(" "))
+            raise ToolFailed(_first_words("lvcreate", aloud, code))
+        return held_ms(said, dm_name(source.vg, source.name), begun, clock.monotonic())
+
+    def _listen(self, clock: Clock, tool: str, *arguments: str) -> tuple[list[tuple[float, str]], int]:
+        """Each line that the command says, with the time when it came; and its code."""
+        process = _start([find_tool(tool), *arguments], stderr=subprocess.STDOUT)
+        assert process.stdout is not None
+        with process.stdout:
+            try:
+                said = [(clock.monotonic(), os.fsdecode(line)) for line in process.stdout]
+            except BaseException:
+                process.stdout.read()
+                raise
+            finally:
+                process.wait()
+        return said, process.returncode
 
     def remove(self, volume: LogicalVolume) -> None:
         """Deactivate and remove."""
@@ -153,13 +187,13 @@ class Lvm:
         return os.fsdecode(out)
 
 
-def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         env=environment,
         cwd="/",
         start_new_session=True,

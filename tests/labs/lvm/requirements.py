@@ -13,6 +13,7 @@ import sys
 from packaging.markers import Marker
 
 TEST_TOOLS = ("hypothesis", "iniconfig", "packaging", "pluggy", "pygments", "pytest", "sortedcontainers")
+ARRAY = ("asyncssh", "cryptography", "typing-extensions")  # a workload over several drivers
 
 
 def blocks(path: str) -> dict[str, list[str]]:
@@ -47,7 +48,8 @@ def for_guest(found: dict[str, list[str]], version: str) -> dict[str, list[str]]
 
 def main(version: str, lock: str, dev_lock: str) -> None:
     wanted = for_guest(blocks(lock), version)
-    wanted |= {name: lines for name, lines in for_guest(blocks(dev_lock), version).items() if name in TEST_TOOLS}
+    more = for_guest(blocks(dev_lock), version)
+    wanted |= {name: lines for name, lines in more.items() if name in (*TEST_TOOLS, *ARRAY)}
     for lines in wanted.values():
         sys.stdout.write("".join(lines))
 
