@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir, "volumes"))
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir, "e2e"))
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir, "crash"))
 sys.path.insert(0, os.path.dirname(__file__))
 
 import lab

@@ -12,7 +12,10 @@ import pytest
 import scene
 import story
 from datacenter import DataCentre
+from instants import run_id, tag
 from story import GRAIN, MIB, Cli, noise
+
+from graincopy.volumes.flashcopy import names
 
 pytestmark = pytest.mark.root
 
@@ -322,13 +325,23 @@ def test_garbage(centre: DataCentre, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("when", ["lose_before", "lose_after"])
-@pytest.mark.parametrize("verb", [*MAKING[3:5], "stopfcconsistgrp"])
+@pytest.mark.parametrize("verb", [*MAKING[3:], *GOING[:2], "lsvdiskhostmap"])
 def test_the_line_breaks_in_every_state(centre: DataCentre, cli: Cli, verb: str, when: str) -> None:
     getattr(centre.array.faults, when)[verb] = 1
     paths = disks(centre, 0, 1)
     cli.backup(*paths)
     out = cli.ok("restore", "latest", "--to", f"{cli.folder}/out")
     assert [story.digest(disk["target"]) for disk in out["disks"]] == [story.digest(path) for path in paths]
+
+
+def test_every_connection_is_cut_while_the_array_prepares(centre: DataCentre, cli: Cli) -> None:
+    centre.array.faults.preparing_s = 1.0
+    centre.array.faults.before["prestartfcconsistgrp"] = lambda: centre.array.faults.before.update(
+        lsfcmap=centre.front.hang_up
+    )
+    cli.backup(*disks(centre, 0, 1))
+    assert "lsfcmap" not in centre.array.faults.before
+    assert sum(line.startswith("startfcconsistgrp") for line in centre.array.log) == 1
 
 
 def test_the_line_breaks_for_good_at_the_start(centre: DataCentre, cli: Cli) -> None:
@@ -359,6 +372,22 @@ def test_the_target_is_deleted_under_us(centre: DataCentre, cli: Cli) -> None:
     done = cli("backup", path, step=drop)
     assert (done.code, cli.ok("points")) == (26, [])
     cli.ok("targets", "--reap")
+
+
+def test_targets_of_another_host_are_found_by_name_and_left_alone(centre: DataCentre, cli: Cli) -> None:
+    """Nobody here can tell whether that host lives: its targets are shown, with the run in their names."""
+    other = centre.driver(f"{centre.folder}/other host")
+    (stray,) = other.create_targets([names.volume_id("lab", centre.uids[1])], tag(run_id(7)))
+    try:
+        (found,) = cli.ok("targets")["targets"]
+        assert found["id"] == stray.id and run_id(7) in found["id"]
+        assert found["decision"] == "keep"
+        assert found["reason"].startswith("nobody here can tell whether its owner lives")
+        before = centre.array.footprint()
+        assert cli("targets", "--reap").code == 0
+        assert centre.array.footprint() == before
+    finally:
+        other.delete(stray)
 
 
 def test_the_array_cannot_be_logged_in_to(centre: DataCentre, tmp_path: object) -> None:

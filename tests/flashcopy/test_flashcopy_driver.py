@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from array_world import ARRAY, GIB, HOST, World
+from array_world import ARRAY, GIB, HOST, DirectLine, World
 
 from graincopy.core.errors import (
     ArrayGarbled,
@@ -16,6 +16,8 @@ from graincopy.core.errors import (
 )
 from graincopy.core.ids import VolumeId
 from graincopy.model.snapshot import Absent, Deleted, Role
+from graincopy.volumes.flashcopy import names
+from graincopy.volumes.flashcopy.connection import Lost, Reply
 
 STEPS = ("mkvdisk", "mkfcconsistgrp", "mkfcmap", "prestartfcconsistgrp", "startfcconsistgrp")
 UNDOING = ("stopfcconsistgrp", "rmfcmap", "rmfcconsistgrp", "rmvdisk")
@@ -186,6 +188,53 @@ def test_a_broken_line_changes_nothing(world: World, verb: str, when: str, times
     assert world.untouched()
 
 
+class CutInState(DirectLine):
+    """Breaks at the first command of each kind that is given while the mappings are in ``state``."""
+
+    def __init__(self, world: World, state: str, takes_effect: bool) -> None:
+        super().__init__(world.array)
+        self._world, self._state, self._takes_effect = world, state, takes_effect
+        self.cut: list[str] = []
+
+    def run(self, line: str) -> Reply:
+        verb = line.split()[0]
+        if self._state in self._world.states() and verb not in self.cut:
+            self.cut.append(verb)
+            if self._takes_effect:
+                super().run(line)
+            raise Lost(f"cut in {self._state}")
+        return super().run(line)
+
+
+@pytest.mark.parametrize("takes_effect", [False, True])
+@pytest.mark.parametrize(
+    ("state", "verbs"),
+    [
+        ("idle_or_copied", {"lsfcmap", "prestartfcconsistgrp"}),
+        ("preparing", {"lsfcmap"}),
+        ("prepared", {"startfcconsistgrp"}),
+        ("copying", {"lsvdisk", "lsfcmap", "stopfcconsistgrp"}),
+        ("stopping", {"lsfcmap"}),
+        ("stopped", {"lsfcmap", "rmfcmap"}),
+    ],
+)
+def test_the_line_breaks_in_every_state_of_the_mapping(
+    world: World, state: str, verbs: set[str], takes_effect: bool
+) -> None:
+    """The state is read again: the run goes on with its one instant, and what it made goes away."""
+    world.array.faults.preparing_s = world.array.faults.stopping_s = 2.0
+    line = world.line = CutInState(world, state, takes_effect)
+    targets = world.take(0, 1)
+    assert world.states() == {"copying"}
+    clones = [call for call in world.plane.calls if call.startswith("clone")]
+    assert clones == ["clone [(1, 4), (2, 5)]"]
+    for target in targets:
+        world.driver().settle([target])
+    world.delete(targets)
+    assert set(line.cut) >= verbs
+    assert world.untouched()
+
+
 @pytest.mark.parametrize("verb", [*STEPS, "lsvdisk", "lsfcmap", "lsfcconsistgrp"])
 def test_a_line_that_stays_broken_is_one_sentence_and_later_nothing_is_left(world: World, verb: str) -> None:
     faults = world.array.faults
@@ -277,6 +326,15 @@ def test_a_source_resized_between_plan_and_start(world: World) -> None:
     assert "CMMVC5924E" in refused(world)
 
 
+def test_a_source_moved_to_another_pool_between_plan_and_start(world: World) -> None:
+    """It stays the same vdisk: the run goes on, and the next one makes T where S is now."""
+    world.array.faults.before["mkfcmap"] = lambda: setattr(world.array.vdisks["ds0"], "pool", "Pool7")
+    world.delete(world.take(0))
+    world.delete(world.take(0))
+    assert [line.split()[2] for line in world.said("mkvdisk")] == ["Pool0", "Pool7"]
+    assert world.untouched()
+
+
 def test_a_source_that_is_gone(world: World) -> None:
     world.array.drop("ds0")
     world.before = world.array.footprint()
@@ -289,12 +347,23 @@ def test_an_array_that_is_not_configured(world: World) -> None:
 
 
 def test_a_target_deleted_or_taken_offline_under_us(world: World) -> None:
+    world.array.make("ds3", GIB, HOST)
+    world.before = world.array.footprint()
     gone, offline, stopped = world.take(0)[0], world.take(1)[0], world.take(2)[0]
+    unmapped = world.driver().create_targets(
+        [names.volume_id(ARRAY, world.array.vdisks["ds3"].uid.lower())], world.tag()
+    )[0]
     world.array.drop(gone.id.split("/")[1])
     world.array.faults.offline.add(offline.id.split("/")[1])
     group = next(one.group for one in world.array.maps.values() if one.source == "ds2")
     world.array.execute(f"stopfcconsistgrp {group}")
-    for target, why in ((gone, "has no such vdisk"), (offline, "the vdisk is offline"), (stopped, "the vdisk is offl")):
+    world.array.maps = {number: one for number, one in world.array.maps.items() if one.source != "ds3"}
+    for target, why in (
+        (gone, "has no such vdisk"),
+        (offline, "the vdisk is offline"),
+        (stopped, "the vdisk is offline"),
+        (unmapped, "it is in no mapping, so it does not show the instant"),
+    ):
         with pytest.raises(TargetLost, match=why):
             world.driver().settle([target])
     world.array.faults.offline.clear()

@@ -171,9 +171,9 @@ def require_alive(console: Console, target: str, shown: str) -> Vdisk:
     if vdisk.status not in ONLINE:
         raise TargetLost(target=shown, reason=f"the vdisk is {vdisk.status}")
     found = _map_to(console, target)
-    state = found.status if found else "without a mapping"
-    if state != MapStatus.COPYING:
-        raise TargetLost(target=shown, reason=f"its mapping is {state}, so it does not show the instant")
+    if found is None or found.status != MapStatus.COPYING:
+        state = f"its mapping is {found.status}" if found else "it is in no mapping"
+        raise TargetLost(target=shown, reason=f"{state}, so it does not show the instant")
     return vdisk
 
 
