@@ -8,6 +8,7 @@
 #   scripts/test-lab.sh postgres       one: PostgreSQL servers of its own (root)
 #   scripts/test-lab.sh lvm -k story   extra arguments go to pytest
 #
+# GRAINCOPY_LAB_SUITE=trixie makes the guest of the LVM lab of Debian 13 (LVM 2.03.31, thin-provisioning-tools 1.1).
 # GRAINCOPY_LAB_FULL=1 tries every law in every place; without it those that one place proves are not repeated.
 set -euo pipefail
 

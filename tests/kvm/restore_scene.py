@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 from vm_lab import PATIENCE, GuestLab, wait
 
+from graincopy.core.ids import digest_id
 from graincopy.testing import crash
 
 
@@ -25,18 +27,31 @@ class Scene:
     lab: GuestLab
     folder: str
     first: str = ""  # a restore point that tests come back to
+    medium: str = ""  # folder of the repository; empty: in ``folder``
+    more: str = ""  # TOML, added to the configuration
+    inside: bool = False  # where libvirtd is: /etc/libvirt and /var/lib/libvirt are the lab's
 
     def __post_init__(self) -> None:
-        self.repo = os.path.join(self.folder, "repo")
+        os.makedirs(self.folder, exist_ok=True)
+        self.repo = self.medium or os.path.join(self.folder, "repo")
         self.state = os.path.join(self.folder, "state")
         self.config = os.path.join(self.folder, "config.toml")
         with open(self.config, "w") as file:
             file.write(f'repo = "{self.repo}"\n[vm]\nuri = "{self.lab.uri}"\n[paths]\nstate = "{self.state}"\n')
             file.write(f'cache = "{self.folder}/cache"\n')
+            file.write(self.more)
         self.run("init", "--no-encryption")
 
+    @property
+    def runtime(self) -> str:
+        """Where sockets for machines lie while there are any."""
+        return f"/run/graincopy-machines-{digest_id('runtime', [self.state])[:8]}"
+
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "graincopy", "--config", self.config, *arguments]
+        return [*self._where(), sys.executable, "-m", "graincopy", "--config", self.config, *arguments]
+
+    def _where(self) -> list[str]:
+        return self.lab.inside() if self.inside else []
 
     @property
     def environ(self) -> dict[str, str]:
@@ -57,9 +72,26 @@ class Scene:
 
     def killed(self, step: str, *arguments: str) -> None:
         """Run a command and kill it -9 at a crash point."""
-        line = list(crash.command(["--config", self.config, *arguments], crash.CrashPoint.parse(step)))
-        done = subprocess.run(line, capture_output=True, text=True, timeout=4 * PATIENCE, check=False)
+        line = crash.command(["--config", self.config, *arguments], crash.CrashPoint.parse(step))
+        done = subprocess.run(
+            [*self._where(), *line], capture_output=True, text=True, timeout=4 * PATIENCE, check=False
+        )
         assert done.returncode == -9, f"{step}: {done.returncode}\n{done.stderr}"
+
+    @contextlib.contextmanager
+    def stopped(self, step: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A command that has stopped itself at a crash point. It does not outlive the block."""
+        line = crash.command(["--config", self.config, *arguments], crash.CrashPoint.parse(step), "STOP")
+        with subprocess.Popen([*self._where(), *line], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            try:
+                _, status = os.waitpid(process.pid, os.WUNTRACED)
+                ended = b"" if os.WIFSTOPPED(status) or process.stderr is None else process.stderr.read()
+                assert os.WIFSTOPPED(status), f"it ended before {step}: {status} {ended.decode()}"
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGCONT)
+                    process.kill()
 
     @contextlib.contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:

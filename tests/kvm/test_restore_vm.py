@@ -104,6 +104,47 @@ def test_a_machine_that_was_deleted_is_defined_again(scene: Scene, web: Guest) -
     assert [says(disk.path) for disk in web.disks] == [b"first", b"first"]
 
 
+# --- what would be done -----------------------------------------------------------------------------
+
+
+def test_a_plan_in_place_says_what_becomes_of_the_machine(scene: Scene, web: Guest) -> None:
+    before, restores = [Path(disk.path).read_bytes() for disk in web.disks], scene.run("targets")["restores"]
+    words = ("restore", scene.first, "--in-place", "--dry-run")
+    plan = scene.run(*words, "--start")
+    (found,) = plan["machines"]
+    assert (found["name"], found["uuid"]) == ("web", web.domain().UUIDString())
+    assert found["steps"] == ["is off", "is started when its disks are back"]
+    assert {disk["path"] for disk in plan["plan"]["disks"]} == {disk.path for disk in web.disks}
+    assert [Path(disk.path).read_bytes() for disk in web.disks] == before
+    web.start()
+    assert "running" in scene.run(*words, code=75)
+    (found,) = scene.run(*words, "--stop", "--force-stop", "--stop-timeout", "7")["machines"]
+    assert found["steps"] == ["is shut down before, within 7 s, then its plug is pulled", "stays off"]
+    shown = subprocess.run(scene.command(*words, "--stop"), capture_output=True, text=True, check=True).stdout
+    assert "Machine web\n  is shut down before, within 120 s, else nothing is written" in shown
+    assert scene.domain_state("web") == 1
+    web.domain().destroy()
+    assert scene.run("targets")["restores"] == restores
+
+
+@pytest.mark.parametrize("how", [(), ("--start",), ("--instant",)], ids=" ".join)
+def test_a_plan_under_another_name_says_what_the_copy_would_be(scene: Scene, web: Guest, how: tuple[str, ...]) -> None:
+    place = os.path.join(scene.folder, "vms", "planned")
+    words = ("restore", scene.first, "--to", place, "--dry-run", *how, "--as")
+    plan = scene.run(*words, "web plan")
+    (found,) = plan["machines"]
+    assert (found["name"], found["of"], found["uuid"]) == ("web plan", "web", None)
+    assert "is defined, with a new UUID and new MAC addresses" in found["steps"]
+    started = {"--start": "is started when its disks are there", "--instant": "is started at once, off a view"}
+    assert started.get("".join(how), "stays off") in found["steps"]
+    assert any("serial port" in change for change in found["changes"])
+    name = "web-vda.raw"
+    kinds = {disk["name"]: (disk["path"], disk["format"]) for disk in plan["plan"]["disks"]}
+    assert kinds[name] == (f"{place}/{name}", "qcow2" if "--instant" in how else "raw")
+    assert "web" in scene.run(*words, "web", code=76)
+    assert not os.path.exists(place) and scene.names().isdisjoint({"web plan"})
+
+
 # --- anew -------------------------------------------------------------------------------------------
 
 

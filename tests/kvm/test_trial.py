@@ -45,8 +45,7 @@ def web(guests: GuestLab, scene: Scene) -> Iterator[Guest]:
 
 def nothing_left(scene: Scene) -> None:
     assert not [name for name in scene.names() if "-trial-" in name]
-    runtime = os.path.join(scene.state, "machines")
-    assert os.listdir(runtime) == []
+    assert not os.path.exists(scene.runtime)
     assert scene.lab.processes("qemu-system") == []
 
 
@@ -75,6 +74,27 @@ def test_what_was_asked_wrongly_is_refused_before_anything_runs(scene: Scene, we
     assert "trial web" in scene.run("verify", "latest", "--boot", "--vm", "other", code=100)
 
 
+def test_every_machine_of_a_set_is_tried(guests: GuestLab, tmp_path: Path) -> None:
+    scene = Scene(guests, str(tmp_path))
+    disks = [[LabDisk(dev="vda", path=guests.file(f"{name}.raw", 16 * MIB, fs=False))] for name in ("one", "two")]
+    with (
+        guests.guest("one", disks[0], start=False, options={"agent": "no"}),
+        guests.guest("two", disks[1], start=False, agent_channel=False),
+    ):
+        scene.run("backup", "vm:one", "vm:two")
+        assert "two has no guest agent" in scene.run("verify", "latest", "--boot", code=2)
+        words = ("verify", "latest", "--boot", "--timeout", "90", "--until")
+        found = scene.run(*words, "console:GUEST-READY")
+        assert found["alive"] and [one["machine"] for one in found["trials"]] == ["one", "two"]
+        assert "--vm" in scene.run(*words, "console:GUEST-READY", "--picture", str(tmp_path / "p"), code=2)
+        found = scene.run(*words, "console:never said", "--timeout", "1", "--vm", "two", code=103)
+        assert found["machine"] == "two" and not found["alive"]
+        assert [one["machine"] for one in scene.run("show", "latest")["trials"]] == ["one", "two", "two"]
+        assert "--vm" in scene.run("restore", "latest", "--to", str(tmp_path / "x"), "--as", "x", "--instant", code=2)
+    assert not [name for name in scene.names() if "-trial-" in name]
+    assert not os.path.exists(scene.runtime)
+
+
 def test_killed_in_the_middle_nothing_is_left_running(scene: Scene, web: Guest) -> None:
     def trial() -> Any:
         return next((name for name in scene.names() if "-trial-" in name), None)
@@ -96,7 +116,7 @@ def test_killed_together_with_libvirtd_the_rest_is_reaped(scene: Scene, web: Gue
         process.kill()
         process.wait()
     scene.lab.start_daemon()
-    assert len(os.listdir(os.path.join(scene.state, "machines"))) == 1
+    assert len(os.listdir(scene.runtime)) == 1
     # Whether libvirtd takes such a machine down when it is back is its own business; here is one that it kept.
     us = this_process()
     dead, living = replace(us, started=us.started + 1), us

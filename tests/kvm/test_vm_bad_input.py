@@ -9,15 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from restore_scene import Scene
 from vm_lab import PATIENCE, Guest, GuestLab, LabDisk, make_disk, needs_guests, tool, wait
-
-from graincopy.testing import crash
 
 pytestmark = [pytest.mark.root, needs_guests]
 
@@ -133,7 +130,7 @@ def test_a_guest_that_goes_in_the_middle(scene: Scene, shop: Guest, tmp_path: Pa
     write(shop, 20 * MIB, 1)
     before = len(scene.run("points"))
     xml = shop.domain().XMLDesc(2)  # VIR_DOMAIN_XML_INACTIVE
-    with stopped(scene, step) as process:
+    with scene.stopped(step, "backup", f"vm:{NAME}") as process:
         shop.destroy()
         process.send_signal(signal.SIGCONT)
         _, said = process.communicate(timeout=PATIENCE)
@@ -143,19 +140,3 @@ def test_a_guest_that_goes_in_the_middle(scene: Scene, shop: Guest, tmp_path: Pa
     scene.run("backup", f"vm:{NAME}")
     assert [one["role"] for one in scene.run("targets")["targets"] if str(tmp_path) in one["volume"]] == ["checkpoint"]
     must_restore(scene, shop, shop.disks[0].path, tmp_path / "out")
-
-
-@contextlib.contextmanager
-def stopped(scene: Scene, step: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A backup that has stopped itself at ``step``. It does not outlive the block."""
-    words = ["--config", scene.config, "backup", f"vm:{NAME}", "--json"]
-    line = crash.command(words, crash.CrashPoint.parse(step), "STOP")
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        try:
-            _, status = os.waitpid(process.pid, os.WUNTRACED)
-            assert os.WIFSTOPPED(status), f"it ended before {step}"
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
-                process.kill()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from restore_scene import Scene
-from vm_lab import GuestLab, LabDisk, make_disk, needs_guests
+from vm_lab import PATIENCE, GuestLab, LabDisk, make_disk, needs_guests
 
 from graincopy.app.host import SystemClock
 from graincopy.hypervisor.link import Link
@@ -77,3 +78,33 @@ def test_the_state_of_a_running_tpm(guests: GuestLab) -> None:
             assert content == Path(file.path).read_bytes() != b""
             driver.delete(target)
         assert guest.domain().info()[0] == 1, "it runs"
+
+
+@pytest.mark.skipif(shutil.which("swtpm_setup") is None, reason="needs swtpm")
+def test_a_trial_has_a_copy_of_the_state_of_the_tpm(guests: GuestLab, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the TPM keeps is there before the guest's first instruction; nothing of it stays, killed or not."""
+    scene = Scene(guests, str(tmp_path_factory.mktemp("tpm")), inside=True)
+    disk = os.path.join(guests.folder, "sealed.qcow2")
+    make_disk(disk, 32 * MIB, format="qcow2", fs=False)
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    home = Path(guests.folder, "lib/swtpm")
+    disks = [LabDisk(dev="vda", path=disk, format="qcow2")]
+    with guests.guest("sealed", disks, options={"agent": "no"}, devices=tpm) as guest:
+        uuid = guest.domain().UUIDString()
+        (kept,) = (home / uuid / "tpm2").glob("*.permall")
+        scene.run("backup", "vm:sealed")
+        content, others = kept.read_bytes(), set(os.listdir(home))
+        trial = ("verify", "latest", "--boot", "--until", "console:GUEST-READY", "--timeout", "90")
+        with scene.stopped("started", *trial) as process:
+            (new,) = set(os.listdir(home)) - others
+            copy = home / new / "tpm2" / kept.name
+            assert copy.read_bytes() == content and copy.stat().st_uid == kept.stat().st_uid
+            process.send_signal(signal.SIGCONT)
+            assert process.wait(PATIENCE) == 0
+        assert set(os.listdir(home)) == others
+        scene.killed("started", *trial)
+        scene.wait_names("-trial-")
+        scene.run("targets", "--reap")
+        assert set(os.listdir(home)) == others and kept.exists()
+        assert not os.path.exists(scene.runtime)
+        assert scene.run(*trial)["alive"]

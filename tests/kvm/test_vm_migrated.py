@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -13,8 +12,6 @@ import pytest
 import vm_lab
 from restore_scene import Scene
 from vm_lab import PATIENCE, Guest, GuestLab, LabDisk, make_disk, needs_guests, tool, wait
-
-from graincopy.testing import crash
 
 pytestmark = [pytest.mark.root, needs_guests]
 
@@ -44,12 +41,14 @@ def test_a_guest_that_migrates_in_the_middle(guests: GuestLab, elsewhere: GuestL
         write(guest, 8, 8)
         scene.run("backup", f"vm:{NAME}")
         write(guest, 20, 1)
-        with stopped(scene, "settled") as process:  # QEMU does not let go of a disk with a snapshot: it stays
+        with scene.stopped(
+            "settled", "backup", f"vm:{NAME}"
+        ) as process:  # QEMU does not let go of a disk with a snapshot: it stays
             with pytest.raises(libvirt.libvirtError):
                 migrate(guest, elsewhere)
             write(guest, 22, 1)
             must_end(process, 0)
-        with stopped(scene, "opened") as process:  # nothing of ours is there yet
+        with scene.stopped("opened", "backup", f"vm:{NAME}") as process:  # nothing of ours is there yet
             migrate(guest, elsewhere)
             must_end(process, IN_USE)  # seen first, because the other host is this one
         assert len(scene.run("points")) == 2
@@ -97,19 +96,3 @@ def must_go_on(scene: Scene, here: GuestLab, guest: Guest, out: Path) -> None:
 def write(guest: Guest, at: int, mebibytes: int) -> None:
     code, said = guest.run(f"dd if=/dev/urandom of=/dev/vda bs=1M count={mebibytes} seek={at} conv=fsync")
     assert code == 0, said
-
-
-@contextlib.contextmanager
-def stopped(scene: Scene, step: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A backup that has stopped itself at ``step``. It does not outlive the block."""
-    words = ["--config", scene.config, "backup", f"vm:{NAME}", "--json"]
-    line = crash.command(words, crash.CrashPoint.parse(step), "STOP")
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        try:
-            _, status = os.waitpid(process.pid, os.WUNTRACED)
-            assert os.WIFSTOPPED(status), f"it ended before {step}"
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
-                process.kill()

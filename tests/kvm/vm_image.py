@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _KERNEL = "linux-image-cloud-amd64"
-_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4", "xfs")
+_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4", "xfs", "button", "evdev")
 TOOLS = ("busybox", "cpio", "gcc", "modprobe", "depmod", "dpkg", "apt-get", "ldd")
 
 INIT = r"""#!/bin/busybox sh
@@ -57,6 +57,11 @@ case $(option agent) in
   hook) start_agent -F/bin/no-such-hook ;;
   *) start_agent ;;
 esac
+[ "$(option button)" = obey ] && for event in /sys/class/input/event*; do # off when the power button is pushed
+  case $(cat "$event/device/name") in
+    "Power Button") (dd if="/dev/input/${event##*/}" of=/dev/null bs=24 count=1 2>/dev/null; sync; poweroff -f) & ;;
+  esac
+done
 slots=$(option slots)
 case $(option writer) in
   *,*)

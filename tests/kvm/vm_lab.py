@@ -90,7 +90,7 @@ class LabDisk:
 
 @dataclass
 class Guest:
-    """One VM. ``options`` go to the guest's init: fs=vda,vdb  agent=no|lying|hook  writer=A,B slots= pause=."""
+    """One VM. ``options`` go to its init: fs=vda,vdb agent=no|lying|hook button=obey writer=A,B slots= pause=."""
 
     lab: GuestLab
     name: str
@@ -331,6 +331,10 @@ class GuestLab:
                 if (ours or self.folder in _read(f"/proc/{entry}/cmdline")) and comm.startswith(name[:15]):
                     found.append(int(entry))
         return [pid for pid in found if pid != os.getpid()]
+
+    def inside(self) -> list[str]:
+        """What has to stand before a command that is to see /etc/libvirt and /var/lib/libvirt as libvirtd does."""
+        return ["nsenter", "--target", str(self.processes("sh")[0]), "--mount", "--pid", "--"]
 
     # --- guests --------------------------------------------------------------------------------------
 

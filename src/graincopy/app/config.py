@@ -89,6 +89,7 @@ class Rbd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout: float = 30.0  # seconds after which a cluster that does not answer is given up
     pools: tuple[str, ...] = ()  # POOL or POOL/NAMESPACE: where targets are looked for besides the known places
     fuse: tuple[str, ...] = ()  # FOLDER=POOL: rbd-fuse shows the images of POOL there
+    groups: bool = True  # several images are snapshotted as one group, at one instant
     whole_objects: bool = False  # take whole objects as changed, not the bytes in them
 
 

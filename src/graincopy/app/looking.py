@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +17,7 @@ from graincopy.app.answer import Answer, table
 from graincopy.app.config import explain
 from graincopy.app.shown import when
 from graincopy.app.wiring import BEYOND_PATHS, Wiring
-from graincopy.core.errors import DONE, WARNED, ConformanceFailed, GraincopyError, OutputUnfit, printable
+from graincopy.core.errors import DONE, WARNED, ConformanceFailed, GraincopyError, printable
 from graincopy.core.units import format_size
 from graincopy.model.reap import Decision, Delete, Keep
 from graincopy.model.volume import Claim
@@ -168,15 +170,17 @@ def _target_document(decision: Decision) -> dict[str, object]:
 
 def validate_volume(wiring: Wiring, values: Values) -> Answer:
     """The volume laws against the user's storage. Where the directory lies on a LUN, its file system is frozen."""
-    from graincopy.testing.file_lab import FileLab
+    from graincopy.app.validating import labs_for
     from graincopy.testing.validate import validate_volume as run
 
-    driver, directory = values["driver"], os.path.abspath(values["directory"])
-    make_driver = wiring.driver_to_validate(driver)
-    if not os.path.isdir(directory):
-        raise OutputUnfit(path=directory, reason="it is no directory")
-    with closing(FileLab([directory], make_driver, host.SystemClock(), name=driver)) as lab:
-        return _validated(f"{driver} on {directory}", list(run(lab)))
+    driver, place = values["driver"], values["directory"]
+    makers = labs_for(wiring, driver, place)
+    found = []
+    for make in makers:
+        with closing(make()) as lab:
+            several = f"{lab.name}: " if len(makers) > 1 else ""
+            found += [replace(verdict, law=several + verdict.law) for verdict in run(lab)]
+    return _validated(f"{driver} on {place}", found)
 
 
 def validate_medium(wiring: Wiring, values: Values) -> Answer:
@@ -211,7 +215,10 @@ TOOLS = (
     ("fusermount3", "fuse3", "graincopy mount"),
     ("lvs", "lvm2", "LVM's thin volumes"),
     ("thin_delta", "thin-provisioning-tools", "what changed on LVM's thin volumes"),
+    ("qemu-storage-daemon", "qemu-system-common", "qcow2 disks of machines that are off"),
+    ("qemu-img", "qemu-utils", "new qcow2 disks, and machines that are brought back at once"),
 )
+LIBRARIES = (("librbd.so.1", "librbd1", "images of Ceph"),)
 MODULES = (
     ("mfusepy", "fuse", "graincopy mount, and files inside XFS and Btrfs"),
     ("asyncssh", "flashcopy", "IBM Storage Virtualize arrays"),
@@ -247,6 +254,7 @@ def doctor(wiring: Wiring, _values: Values) -> Answer:
         )
         for tool, package, use in TOOLS
     ]
+    findings += [(name, _loads(name), use, f"apt-get install {package}") for name, package, use in LIBRARIES]
     findings += [
         (module, find_spec(module) is not None, use, f"pip install 'graincopy[{extra}]'")
         for module, extra, use in MODULES
@@ -258,6 +266,15 @@ def doctor(wiring: Wiring, _values: Values) -> Answer:
         {"checks": document, "drivers": list(wiring.drivers())},
         (*table(("WHAT", "THERE", "FOR", "REMEDY"), rows), *drivers),
     )
+
+
+def _loads(library: str) -> bool:
+    """Whether this process could use the library."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _writable(path: str) -> bool:

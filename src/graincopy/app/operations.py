@@ -343,10 +343,11 @@ OPERATIONS = Table(
             "run the conformance suite of volume drivers against your storage",
             "graincopy.app.looking:validate_volume",
             (
-                Input("driver", "reflink or locked", metavar="DRIVER"),
-                Input("directory", "a directory on that storage to work in", metavar="DIR"),
+                Input("driver", "reflink, btrfs, locked, qemu, lvm-thin, rbd or flashcopy", metavar="DRIVER"),
+                Input("directory", "a directory on that storage to work in; of rbd also POOL", metavar="DIR"),
             ),
-            ("graincopy validate-volume reflink /ds1",),
+            ("graincopy validate-volume reflink /ds1", "graincopy validate-volume qemu /var/lib/libvirt/images"),
+            "Everything is made in a folder of its own (of rbd as images of its own) and removed again.",
             opens=False,
         ),
         Operation(

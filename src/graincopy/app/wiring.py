@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from graincopy.app import host
 from graincopy.app.settings import MasterOf, Settings
-from graincopy.core.errors import PassphraseMissing, UsageWrong
+from graincopy.core.errors import PassphraseMissing
 from graincopy.repository.repository import Repository
 from graincopy.transfer.progress import ProgressSink, silent
 from graincopy.volumes.base import VolumeDriver
@@ -101,20 +101,26 @@ class Wiring(Settings, frozen=True):
         )
         return QemuDriver(places, below)
 
+    def ceph_conf(self) -> str:
+        """Where the configuration of Ceph is, if there is one."""
+        return self.config.rbd.conf or self.environ.get("CEPH_CONF") or CEPH_CONF
+
     def _ceph(self, places: Places | None = None) -> RbdDriver:
         """The rbd driver; without a configuration of Ceph it takes nothing. Nothing is connected here."""
         found = self.config.rbd
-        conf = found.conf or self.environ.get("CEPH_CONF") or CEPH_CONF
+        conf = self.ceph_conf()
         settings = RbdSettings(
             id=found.id,
             keyring=found.keyring,
             timeout=found.timeout,
             pools=found.pools,
             fuse={folder: pool for folder, _, pool in (entry.rpartition("=") for entry in found.fuse)},
+            groups=found.groups,
             whole_objects=found.whole_objects,
         )
         cluster = Cluster(settings, conf) if found.conf or os.path.exists(conf) else None
-        return RbdDriver(cluster, places or FilePlaces(os.path.join(self.state_dir(), "places-rbd")))
+        places = places or FilePlaces(os.path.join(self.state_dir(), "places-rbd"))
+        return RbdDriver(cluster, places, host.SystemClock())
 
     def _arrays(self) -> list[VolumeDriver]:
         """The flashcopy driver, where arrays are configured. Raises ToolMissing."""
@@ -145,13 +151,13 @@ class Wiring(Settings, frozen=True):
         ]
         return [flashcopy_driver(settings, self.state_dir(), host.SystemClock())]
 
-    def driver_to_validate(self, name: str) -> Callable[[], VolumeDriver]:
+    def drivers_to_validate(self) -> dict[str, Callable[[], VolumeDriver]]:
         """How the conformance suite makes its driver objects: with places of their own, so that nothing else is seen.
 
-        ``locked`` and ``copied`` hold what they have in the object, so there it is one object. Raises UsageWrong.
+        ``locked`` and ``copied`` hold what they have in the object, so there it is one object.
         """
         places, locked, copied = MemoryPlaces(), LockedDriver(), CopiedDriver()
-        makers: dict[str, Callable[[], VolumeDriver]] = {
+        return {
             ReflinkDriver.name: lambda: ReflinkDriver(places),
             BtrfsDriver.name: lambda: BtrfsDriver(places),
             LockedDriver.name: lambda: locked,
@@ -160,9 +166,6 @@ class Wiring(Settings, frozen=True):
             LvmThinDriver.name: lambda: LvmThinDriver(host.SystemClock()),
             **{driver.name: (lambda: self._arrays()[0]) for driver in self._arrays()},
         }
-        if name not in makers:
-            raise UsageWrong(what=f"there is no volume driver {name}; choose one of {', '.join(makers)}")
-        return makers[name]
 
     def source(self, exclude: Sequence[str] = ()) -> CombinedSource:
         """Every kind of workload, in the order in which they are quiesced: applications before machines before files.

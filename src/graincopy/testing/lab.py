@@ -197,3 +197,7 @@ class VolumeLab(ABC):
     def reset(self) -> None:
         """Delete every target, and every disk (that part is the subclass's)."""
         self.reset_targets()
+
+    def close(self) -> None:
+        """The same, and whatever else was made for the lab."""
+        self.reset()

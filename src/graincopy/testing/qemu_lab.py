@@ -29,7 +29,7 @@ from graincopy.volumes.base import FileSink, VolumeDriver
 from graincopy.volumes.qemu import QemuDriver
 from graincopy.volumes.qemu_running import QemuPlaces
 
-_PATIENCE = 30.0  # seconds for the daemon to come up or to end
+_PATIENCE = 60.0  # seconds for the daemon to come up or to end, and for a tool: storage may be busy
 
 
 class Machine:
@@ -49,7 +49,7 @@ class Machine:
                 os.unlink(path)
         chardev = f"socket,id=monitor,path={self.qmp},server=on,wait=off"
         command = [PROGRAM, "--chardev", chardev, "--monitor", "chardev=monitor,mode=control"]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + _PATIENCE
         while True:
             try:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from subprocess import SubprocessError
 from typing import Protocol, TypeVar
 
 from graincopy.core.errors import GraincopyError
@@ -23,7 +24,16 @@ from graincopy.testing.looking import Moment, check_change, powers
 from graincopy.testing.oracle import Disk, appends, fit, random_operation
 
 # what a driver that was never tried raises: it ends that law, not the validation
-_BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_BUGS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    SubprocessError,
+)
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 
 

@@ -31,11 +31,12 @@ from graincopy.volumes import qemu_rest
 from graincopy.volumes.base import FileImage, FileSink, PreparedGroup, VolumeDriver
 from graincopy.volumes.qemu_graph import NoPlace
 from graincopy.volumes.qemu_header import HeaderUnfit
+from graincopy.volumes.qemu_host import scratch_is_full, writers_of
 from graincopy.volumes.qemu_image import NbdImage
 from graincopy.volumes.qemu_live import GRAIN, bitmap_of, frozen_of
 from graincopy.volumes.qemu_notes import CHECKPOINT, LIVE, REST, Note, Notes
 from graincopy.volumes.qemu_resting import Resting, Vouched
-from graincopy.volumes.qemu_running import Found, QemuPlaces, Running, scratch_is_full, writers_of
+from graincopy.volumes.qemu_running import Found, QemuPlaces, Running
 from graincopy.volumes.qemu_sink import open_guest_sink
 from graincopy.volumes.qemu_source import PREFIX, file_size, identity, parts
 

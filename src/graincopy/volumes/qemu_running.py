@@ -7,7 +7,6 @@ gone, comes out as our errors.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,10 +19,9 @@ from graincopy.core.extent import Extents
 from graincopy.core.ids import VolumeId, digest_id
 from graincopy.hypervisor.qmp import Commands, Monitor, QmpRefused
 from graincopy.hypervisor.qmp_libvirt import Domains
-from graincopy.volumes import leases, qemu_live
-from graincopy.volumes.leases import Holder
-from graincopy.volumes.places import make_directory, sync_directory
+from graincopy.volumes import qemu_live
 from graincopy.volumes.qemu_graph import Bitmap, LiveDisk, NoPlace
+from graincopy.volumes.qemu_host import has_open, make_room, user_of, writers_of
 from graincopy.volumes.qemu_live import bitmap_of
 from graincopy.volumes.qemu_notes import Note
 
@@ -99,9 +97,9 @@ class Running:
             raise NoPlace(f"the QEMU at {monitor} does not answer ({error})") from error
         if disk is None:
             return None
-        if not _has_open(pid, path):
+        if not has_open(pid, path):
             raise NoPlace("QEMU has another file open that had this path once")
-        return Found(monitor, disk, _user_of(path))
+        return Found(monitor, disk, user_of(path))
 
     def place(self, note: Note, found: Found) -> Note:
         """``note`` with the places where this QEMU can make the scratch file and listen."""
@@ -124,7 +122,7 @@ class Running:
         """Everything but the instant. Raises SnapshotFailed, TargetNoSpace."""
         for path in (note.nbd, note.scratch):
             if path != self._places.nbd_sockets.get(found.monitor):
-                _make_room(os.path.dirname(path), found.uid, note.target.volume)
+                make_room(os.path.dirname(path), found.uid, note.target.volume)
         with self._talk(note.monitor, note.target.volume) as monitor:
             qemu_live.make_scratch(note.scratch, found.disk.size)
             if found.uid != os.geteuid():
@@ -238,75 +236,3 @@ class Running:
             return self._reach(path)
         except GONE as error:
             raise SnapshotFailed(volume=volume, reason="the QEMU that has it open has ended") from error
-
-
-def writers_of(path: str) -> tuple[Holder, ...]:
-    """Who has the file at ``path`` open for writing. A lease tells of most files at once that it is nobody.
-
-    Where a lease tells that it is somebody who cannot be seen, that is the answer.
-    """
-    try:
-        fd = leases.open_existing(path)
-    except (OSError, GraincopyError):
-        return ()
-    try:
-        taken = leases.take(fd, fcntl.F_RDLCK)
-        if taken:
-            leases.give_back(fd)
-            return ()
-        seen = leases.writers_of(os.fstat(fd))
-        return seen or ((Holder("a process that this user may not see"),) if taken is False else ())
-    finally:
-        os.close(fd)
-
-
-def scratch_is_full(path: str) -> bool:
-    """Whether the file system under a scratch file has no room for one more grain."""
-    try:
-        found = os.statvfs(path)
-    except OSError:
-        return False
-    return found.f_bavail * found.f_frsize < qemu_live.GRAIN
-
-
-def _has_open(pid: int | None, path: str) -> bool:
-    """Whether process ``pid`` has the file at ``path`` open; also true where that cannot be seen."""
-    if pid is None:
-        return True
-    try:
-        wanted = os.stat(path)
-        names = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return True
-    seen = 0
-    for name in names:
-        try:
-            found = os.stat(f"/proc/{pid}/fd/{name}")
-        except OSError:
-            continue
-        seen += 1
-        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
-            return True
-    return not seen
-
-
-def _user_of(path: str) -> int:
-    """As which user the process runs that writes the file at ``path``; we ourselves where that cannot be told."""
-    for holder in writers_of(path):
-        try:
-            return os.stat(f"/proc/{holder.pid}").st_uid
-        except OSError:
-            continue
-    return os.geteuid()
-
-
-def _make_room(folder: str, uid: int, volume: VolumeId) -> None:
-    """A folder for a QEMU of user ``uid`` and for us, and for nobody else."""
-    if not os.path.isdir(folder):
-        make_directory(folder)
-        if uid != os.geteuid():
-            os.chown(folder, uid, -1)
-        sync_directory(os.path.dirname(folder))
-    owner = os.stat(folder, follow_symlinks=False)
-    if owner.st_uid not in (uid, os.geteuid()) or owner.st_mode & 0o022:
-        raise SnapshotFailed(volume=volume, reason=f"{folder} belongs to somebody else, or can be written by others")

@@ -11,7 +11,6 @@ the socket → the start. So whoever comes later finds by the tag what there is 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
@@ -31,12 +30,12 @@ from graincopy.volumes.live import free_bytes
 from graincopy.volumes.places import make_directory, sync_directory
 from graincopy.workflow.context import Context
 from graincopy.workflow.export import Folder, restore_to
+from graincopy.workflow.machine_folders import drop_folder, entered_by, make_folder
 from graincopy.workflow.machine_restore import MachineOutcome, copied, place_tpm, refuse_undefinable
 from graincopy.workflow.machines import StoredMachine
 from graincopy.workflow.pulling import pull_all
 from graincopy.workflow.restore import RestoredDisk
 from graincopy.workflow.served import format_of, served
-from graincopy.workflow.trial import make_folder
 from graincopy.workflow.view import View, ViewWish, open_view
 
 
@@ -62,25 +61,28 @@ def instant_restore(
     ``ready`` is called when it runs. Where an earlier one of the same point and name was cut off, that one is taken up
     again. Raises DefineRefused, OutputExists, RestoreNoSpace, StartRefused, RecoveryStalled.
     """
-    owned = _unfinished(context, point, name, link)
+    owned = unfinished(context, point, name, link)
     disks = dict(machine.disks)
     records = tuple({disk.name: disk for disk in disks.values()}.values())
     with ExitStack() as held:
         if owned is None:
             refuse_undefinable(link, machine, name)
-            _refuse_unfit(places.folder, records, machine)
+            refuse_no_room(places.folder, records, machine)
         view = held.enter_context(open_view(context, point, records, wish))
         context.step("opened")
         changes: tuple[str, ...] = ()
         if owned is None:
             owned, changes = _define(context, point, machine, name, link, places)
         paths = _paths(link, owned, machine, places.folder)
-        warnings = _place_small(context, point, machine, owned, places.folder)
-        folder = make_folder(places.runtime, os.path.basename(owned.tag.folder), machines.qemu_user(link))
-        user, socket = machines.qemu_user(link), os.path.join(folder, "nbd")
+        user, home = machines.qemu_user(link), os.path.dirname(places.folder.path_of("x"))
+        with entered_by(lambda: user, home):
+            warnings = _place_small(context, point, machine, owned, places.folder)
+        folder = make_folder(places.runtime, os.path.basename(owned.tag.folder), user)
+        socket = os.path.join(folder, "nbd")
         exports = held.enter_context(served(view, records, socket, context.clock.monotonic, owner=user))
-        for dev, disk in disks.items():
-            _place(paths[dev], disk, exports[disk.name])
+        with entered_by(lambda: user, home):
+            for dev, disk in disks.items():
+                _place(paths[dev], disk, exports[disk.name])
         context.step("served")
         try:
             machines.start(link, owned.uuid, name)
@@ -99,7 +101,7 @@ def instant_restore(
 # --- what is there already --------------------------------------------------------------------------
 
 
-def _unfinished(context: Context, point: RestorePoint, name: str, link: Link) -> OwnedMachine | None:
+def unfinished(context: Context, point: RestorePoint, name: str, link: Link) -> OwnedMachine | None:
     """The machine called ``name`` that was begun from ``point`` and is not finished. Raises DefineRefused."""
     for owned in list_owned(link):
         if owned.name != name or owned.tag.role != INSTANT:
@@ -112,7 +114,7 @@ def _unfinished(context: Context, point: RestorePoint, name: str, link: Link) ->
     return None
 
 
-def _refuse_unfit(folder: Folder, records: Sequence[DiskRecord], machine: StoredMachine) -> None:
+def refuse_no_room(folder: Folder, records: Sequence[DiskRecord], machine: StoredMachine) -> None:
     """Names and room, before anything is done."""
     if not records:
         raise DefineRefused(domain=machine.name, reason="no disk of it is in this restore point")
@@ -133,8 +135,7 @@ def _define(
     restore = _pin(context, point, link)
     context.step("recorded")
     uuid = new_uuid(context.chance)
-    placed = {disk.name: _planned(disk, disk.format, places.folder) for disk in _small(machine)}
-    placed |= {disk.name: _planned(disk, "qcow2", places.folder) for disk in machine.disks.values()}
+    placed = on_overlays(machine, places.folder)
     text, changes = copied(context, machine, name, uuid, placed)
     tag = MachineTag(
         role=INSTANT,
@@ -154,7 +155,13 @@ def _define(
     return OwnedMachine(uuid=uuid, name=name, tag=tag), changes
 
 
-def _small(machine: StoredMachine) -> tuple[DiskRecord, ...]:
+def on_overlays(machine: StoredMachine, folder: Folder) -> Mapping[str, RestoredDisk]:
+    """Where everything of ``machine`` will lie, and in which format, by NAME."""
+    placed = {disk.name: _planned(disk, disk.format, folder) for disk in small(machine)}
+    return placed | {disk.name: _planned(disk, "qcow2", folder) for disk in machine.disks.values()}
+
+
+def small(machine: StoredMachine) -> tuple[DiskRecord, ...]:
     """What is not pulled, but there before the start: firmware variables and the state of a TPM."""
     return (*([machine.nvram] if machine.nvram else []), *machine.tpm)
 
@@ -163,7 +170,7 @@ def _place_small(
     context: Context, point: RestorePoint, machine: StoredMachine, owned: OwnedMachine, folder: Folder
 ) -> tuple[str, ...]:
     """The small files, as far as they are not there yet."""
-    missing = [disk for disk in _small(machine) if not os.path.exists(folder.path_of(disk.name))]
+    missing = [disk for disk in small(machine) if not os.path.exists(folder.path_of(disk.name))]
     exported = restore_to(context, point, missing, folder)
     placed = {disk.name: disk for disk in exported.disks}
     context.step("placed")
@@ -218,6 +225,8 @@ def _place(path: str, disk: DiskRecord, export: Export) -> None:
     make_directory(os.path.dirname(path))
     part = f"{path}.part"
     make_overlay(part, disk.size, export)
+    if os.geteuid() == 0:
+        os.chown(part, disk.metadata.uid, disk.metadata.gid)
     os.rename(part, path)
     sync_directory(os.path.dirname(path))
 
@@ -234,7 +243,7 @@ def _finish(context: Context, link: Link, machine: StoredMachine, owned: OwnedMa
     for state in ("done", "undone"):
         context.repository.mark_restore(PointId(owned.tag.restore), state)
     context.repository.forget_restore(PointId(owned.tag.restore))
-    shutil.rmtree(owned.tag.folder, ignore_errors=True)
+    drop_folder(owned.tag.folder)
 
 
 def _restored(view: View, disk: DiskRecord, path: str) -> RestoredDisk:

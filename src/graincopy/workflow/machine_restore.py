@@ -7,35 +7,27 @@ whether its networks are there. The disks themselves are the business of ``resto
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from graincopy.core.errors import (
     DefineRefused,
-    DiskUnknown,
     DomainBusy,
     DomainInUse,
     HypervisorDown,
-    OutputUnfit,
-    PathMissing,
-    RestoreNoSpace,
+    PointUnknown,
     ToolMissing,
 )
-from graincopy.core.extent import Extents
-from graincopy.core.units import ceil_div
 from graincopy.hypervisor import machine as machines
 from graincopy.hypervisor.domain_copy import Copy, NewPlace, copy_domain, new_mac, new_uuid
 from graincopy.hypervisor.link import Link
-from graincopy.model.restore_point import DiskRecord, RestorePoint
-from graincopy.model.workload import Representation
-from graincopy.transfer.progress import Meter
-from graincopy.transfer.writer import write_grains
-from graincopy.volumes.live import open_sink
+from graincopy.model.restore_point import DiskRecord, RestorePoint, RestoreRecord
 from graincopy.workflow.context import Context
 from graincopy.workflow.export import Folder, restore_to
-from graincopy.workflow.heart import Heart
+from graincopy.workflow.machine_devices import is_device, refuse_unfit_devices, write_onto
+from graincopy.workflow.machine_folders import entered_by
 from graincopy.workflow.machines import StoredMachine, machines_with
 from graincopy.workflow.restore import RestoredDisk, RestoreOutcome, restore_in_place
 
@@ -96,7 +88,7 @@ def restore_machines_in_place(
         return restore_in_place(context, point, disks, compare=compare), (note,)
     said = []
     for one in owners:
-        _refuse_unready(link, one, states[one.uuid], wish)
+        refuse_unready(link, one, states[one.uuid], wish)
     for one in owners:
         if machines.stop(link, one.uuid, one.name, patience=wish.patience, force=wish.force, clock=context.clock):
             said.append(f"{one.name} was shut down")
@@ -112,15 +104,35 @@ def restore_machines_in_place(
     return outcome, tuple(said)
 
 
-def _refuse_unready(link: Link, one: StoredMachine, running: bool | None, wish: StopWish) -> None:
+def refuse_unready(link: Link, one: StoredMachine, running: bool | None, wish: StopWish) -> None:
+    """Raise what keeps ``one`` from being restored in place: DomainInUse, DomainBusy, DefineRefused (it is gone)."""
     if running is None:
         machines.refuse_taken(link, one.name)
         machines.refuse_lacking(link, one.name, one.domain)
     elif running and not wish.stop:
         raise DomainInUse(domain=one.name)
-    elif not running and machines.has_saved_state(link, one.uuid):
-        reason = "its memory was saved, and goes with its present disks (virsh managedsave-remove drops it)"
-        raise DomainBusy(domain=one.name, reason=reason)
+    elif not running:
+        refuse_saved(link, one)
+
+
+def refuse_saved(link: Link, one: StoredMachine) -> None:
+    """Raise DomainBusy where its next start would go on from memory that fits its present disks only."""
+    if machines.has_saved_state(link, one.uuid):
+        failure = DomainBusy(domain=one.name, reason="its memory was saved, and fits its present disks only")
+        failure.next_move = f"Start it and shut it down, or drop that memory: virsh managedsave-remove {one.name}."
+        raise failure
+
+
+def refuse_saved_of(context: Context, record: RestoreRecord, link: Link) -> None:
+    """The same for all machines that have disks in the restore ``record``, where libvirt can be asked."""
+    try:
+        point = context.repository.find_point(record.point)
+    except PointUnknown:
+        return
+    paths = {disk.path for disk in record.disks}
+    for one in machines_with(point, [disk for disk in point.disks if disk.path in paths]):
+        with suppress(HypervisorDown, ToolMissing):  # as for the restore: a disk that is open is refused in any case
+            refuse_saved(link, one)
 
 
 # --- anew -------------------------------------------------------------------------------------------
@@ -142,12 +154,11 @@ def restore_as(
     """
     refuse_undefinable(link, machine, wish.name)
     wanted = {disk.name: disk for disk in machine.files if disk in disks}
-    _refuse_unknown(point, wanted, wish.onto)
+    refuse_unfit_devices(point, wanted, wish.onto)
     kept = [disk for disk in wanted.values() if disk.name not in wish.onto]
     devices = [(wanted[name], path) for name, path in wish.onto.items()]
-    for disk, path in devices:
-        _refuse_device(disk, path)
-    exported = restore_to(context, point, kept, folder, preallocate=wish.preallocate)
+    with entered_by(lambda: machines.qemu_user(link), os.path.dirname(folder.path_of("x"))):
+        exported = restore_to(context, point, kept, folder, preallocate=wish.preallocate)
     written = write_onto(context, point, devices)
     placed = {disk.name: disk for disk in (*exported.disks, *written)}
     uuid = new_uuid(context.chance)
@@ -173,7 +184,7 @@ def copied(
 ) -> tuple[str, tuple[str, ...]]:
     """The XML of ``machine`` for the disks ``placed`` (by NAME), and what is not as it was."""
     places = {
-        dev: NewPlace(placed[disk.name].target, placed[disk.name].format, _is_device(placed[disk.name].target))
+        dev: NewPlace(placed[disk.name].target, placed[disk.name].format, is_device(placed[disk.name].target))
         for dev, disk in machine.disks.items()
         if disk.name in placed
     }
@@ -214,71 +225,3 @@ def place_tpm(machine: StoredMachine, uuid: str, placed: Mapping[str, RestoredDi
         except OSError as failure:
             warnings.append(f"the state of its TPM lies in {restored} and could not be put at {place}: {failure}")
     return tuple(warnings)
-
-
-def _is_device(path: str) -> bool:
-    try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
-    except OSError:
-        return False
-
-
-# --- onto devices -----------------------------------------------------------------------------------
-
-
-def write_onto(
-    context: Context, point: RestorePoint, places: Sequence[tuple[DiskRecord, str]]
-) -> tuple[RestoredDisk, ...]:
-    """Write each disk onto the block device at its path, all of it. Raises SourceInUse."""
-    if not places:
-        return ()
-    run = context.repository.open_run("export", point.workload, pins=(point.id,))
-    try:
-        heart = Heart(context.repository, run, context.clock, context.progress)
-        return tuple(_write_onto(context, disk, path, heart) for disk, path in places)
-    finally:
-        context.repository.close_run(run)
-
-
-def _refuse_device(disk: DiskRecord, path: str) -> None:
-    """Raise PathMissing, OutputUnfit for no block device, RestoreNoSpace for one that is too small, SourceInUse."""
-    if not os.path.exists(path):
-        raise PathMissing(path=path)
-    if not _is_device(path):
-        raise OutputUnfit(path=path, reason="it is no block device; leave --onto out for a new file")
-    with open_sink(os.path.realpath(path)) as sink:
-        if sink.size < disk.size:
-            raise RestoreNoSpace(path=path, needed=disk.size - sink.size, free=0)
-
-
-def _write_onto(context: Context, disk: DiskRecord, path: str, heart: Heart) -> RestoredDisk:
-    with open_sink(os.path.realpath(path)) as sink:
-        bill = write_grains(
-            context.repository,
-            disk.root,
-            Extents.whole(ceil_div(disk.size, context.repository.grain_size)),
-            sink,
-            disk.size,
-            fresh=False,
-            workers=context.limits.workers,
-            meter=Meter(disk.name, disk.size, heart),
-        )
-        sink.sync()
-    context.step("written")
-    kind = "raw" if disk.representation is Representation.GUEST else disk.format
-    return RestoredDisk(
-        name=disk.name,
-        target=path,
-        how="whole device",
-        differing_bytes=disk.size,
-        written_bytes=bill.written_bytes,
-        read_bytes=0,
-        fetched_bytes=bill.fetched_bytes,
-        format=kind,
-    )
-
-
-def _refuse_unknown(point: RestorePoint, wanted: Mapping[str, DiskRecord], onto: Mapping[str, str]) -> None:
-    for name in onto:
-        if name not in wanted:
-            raise DiskUnknown(point=point.id, disk=name, disks=", ".join(wanted))

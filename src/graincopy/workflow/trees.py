@@ -74,7 +74,8 @@ def _places_now(context: Context, found: Survey, listing: Listing, before: Seque
 def as_targets_show(context: Context, found: Survey, instant: Instant) -> Iterator[Survey]:
     """The survey with the directories listed as their targets show them; these stay attached inside.
 
-    So do the checkpoints that they are compared with: attaching one for each of a thousand files would take minutes.
+    So do the checkpoints that they are compared with, and all targets that hold several files: attaching one for each
+    of a thousand files would take minutes.
     """
     with ExitStack() as attached:
         for tree in found.workload.trees:
@@ -89,7 +90,22 @@ def as_targets_show(context: Context, found: Survey, instant: Instant) -> Iterat
             if isinstance(lineage, Incremental):
                 attached.enter_context(keep_attached(context, sample.claim, lineage.checkpoint))
             found = _with_listing(found, tree, listing, _inside(found, sample, listing))
+        for place in _first_of_several(found):
+            target = instant.targets[place.claim.driver, place.claim.volume]
+            attached.enter_context(keep_attached(context, place.claim, target))
+            lineage = found.base_of(context, place, target.incarnation)
+            if isinstance(lineage, Incremental):
+                attached.enter_context(keep_attached(context, place.claim, lineage.checkpoint))
         yield found
+
+
+def _first_of_several(found: Survey) -> tuple[Place, ...]:
+    """The first file of each volume whose file system holds several files of the workload that were named."""
+    named: dict[tuple[str, VolumeId], list[Place]] = {}
+    for place in found.places:
+        if place.claim.inner_path is not None and not place.file.tree:
+            named.setdefault((place.claim.driver, place.claim.volume), []).append(place)
+    return tuple(places[0] for places in named.values() if len(places) > 1)
 
 
 @contextmanager

@@ -85,6 +85,8 @@ def look(domain: Any) -> Facts:
     inactive = parse_domain(texts["inactive.xml"])
     live = parse_domain(texts["live.xml"]) if running else inactive
     needs, notes = _needs(domain.connect(), live)
+    if not running and domain.hasManagedSaveImage(0):
+        notes += ("its memory is saved (virsh managedsave) and not in the backup: its disks are as after a power cut",)
     return Facts(
         name=domain.name(),
         uuid=domain.UUIDString(),
