@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -150,8 +151,8 @@ def centre_on(what: str) -> Iterator[Centre]:
         with contextlib.ExitStack() as held:
             storage: Storage = OnArray(folder, outer, held) if what == "flashcopy" else OnFiles(outer, held)
             yield Centre(folder, storage, held)
-        for _ in range(100):  # the kernel lets loop devices go late
-            if f" {outer}/" not in run("losetup", "--list", "--noheadings"):
+        for _ in range(300):  # the kernel lets loop devices, and then their images, go late
+            if not subprocess.run(["mount", "-o", "remount,ro", outer], capture_output=True, check=False).returncode:
                 break
             time.sleep(0.1)
 
@@ -231,7 +232,7 @@ def backup(centre: Centre, times: int, file_mib: int, dirty_mib: int) -> dict[st
     for turn in range(times):
         for name in sorted(sizes, reverse=turn % 2 == 1):
             for path in paths[name]:
-                _rewrite(path, dirty_mib // FILES)
+                _rewrite(path, -(-dirty_mib // FILES))
             done = measure(centre.command(name, "backup", *paths[name]))
             runs[name].append((done.wall, done.memory))
     medians = {name: statistics.median(wall for wall, _ in figures) for name, figures in runs.items()}
