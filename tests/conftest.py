@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background: children would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LABS = {"guests": "kvm", "ceph": "rbd", "database": "postgres"}  # fixture → the lab that it needs
 
