@@ -10,7 +10,7 @@ import pytest
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background: children would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LABS = {"guests": "kvm", "ceph": "rbd", "database": "postgres"}  # fixture → the lab that it needs
+LABS = {"guests": "kvm", "own_guests": "kvm", "ceph": "rbd", "database": "postgres"}  # fixture → the lab that it needs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

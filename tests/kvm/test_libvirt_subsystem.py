@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,34 +37,41 @@ def known(lab: GuestLab) -> dict[str, object]:
     return found
 
 
-def test_everything_that_libvirt_knew_is_there_again(tmp_path: Path) -> None:
+@pytest.fixture
+def own_guests() -> Iterator[GuestLab]:
+    """A libvirtd of this test's own: what it knows is going to be wiped."""
     with GuestLab() as lab:
-        scene = Scene(lab, str(tmp_path), inside=True)
-        image = os.path.join(lab.folder, "known.qcow2")
-        make_disk(image, 16 * MIB, format="qcow2", fs=False)
-        with lab.guest("known", [LabDisk(dev="vda", path=image, format="qcow2")], start=False) as guest:
-            guest.domain().snapshotCreateXML("<domainsnapshot><name>monday</name></domainsnapshot>", 0)
-            guest.domain().setAutostart(1)
-            guest.domain().setAutostart(0)
-            for name in ("lan", "dmz"):
-                lab.connection().networkDefineXML(_NETWORK.format(name))
-            pool = lab.connection().storagePoolDefineXML(_POOL.format(tmp_path), 0)
-            pool.create(0)
-            pool.setAutostart(1)
-            lab.connection().secretDefineXML(_SECRET, 0).setValue(b"sesame", 0)
-            lab.connection().nwfilterDefineXML(_FILTER)
-            lab.kill_daemon()  # what it knows from its files, and in their words
-            before = known(lab)
+        yield lab
 
-            point = scene.run("backup", "subsystem:libvirt")
-            assert len(point["disks"]) >= 6 and point["missing"] == {}
 
-            lab.kill_daemon(stay_down=True)
-            for part in ("etc", "lib/qemu/snapshot", "run"):
-                folder = os.path.join(lab.folder, part)
-                for entry in os.listdir(folder):
-                    path = os.path.join(folder, entry)
-                    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
-            scene.run("restore", "latest", "--in-place")
-            lab.start_daemon()
-            assert known(lab) == before
+def test_everything_that_libvirt_knew_is_there_again(own_guests: GuestLab, tmp_path: Path) -> None:
+    lab = own_guests
+    scene = Scene(lab, str(tmp_path), inside=True)
+    image = os.path.join(lab.folder, "known.qcow2")
+    make_disk(image, 16 * MIB, format="qcow2", fs=False)
+    with lab.guest("known", [LabDisk(dev="vda", path=image, format="qcow2")], start=False) as guest:
+        guest.domain().snapshotCreateXML("<domainsnapshot><name>monday</name></domainsnapshot>", 0)
+        guest.domain().setAutostart(1)
+        guest.domain().setAutostart(0)
+        for name in ("lan", "dmz"):
+            lab.connection().networkDefineXML(_NETWORK.format(name))
+        pool = lab.connection().storagePoolDefineXML(_POOL.format(tmp_path), 0)
+        pool.create(0)
+        pool.setAutostart(1)
+        lab.connection().secretDefineXML(_SECRET, 0).setValue(b"sesame", 0)
+        lab.connection().nwfilterDefineXML(_FILTER)
+        lab.kill_daemon()  # what it knows from its files, and in their words
+        before = known(lab)
+
+        point = scene.run("backup", "subsystem:libvirt")
+        assert len(point["disks"]) >= 6 and point["missing"] == {}
+
+        lab.kill_daemon(stay_down=True)
+        for part in ("etc", "lib/qemu/snapshot", "run"):
+            folder = os.path.join(lab.folder, part)
+            for entry in os.listdir(folder):
+                path = os.path.join(folder, entry)
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+        scene.run("restore", "latest", "--in-place")
+        lab.start_daemon()
+        assert known(lab) == before

@@ -20,7 +20,7 @@ USER = 64055  # libvirt-qemu, in Debian and in the lab
 
 
 @pytest.fixture(scope="module")
-def theirs() -> Iterator[GuestLab]:
+def own_guests() -> Iterator[GuestLab]:
     """A libvirtd whose QEMUs run as ``libvirt-qemu`` and are given their files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vm_lab, "_QEMU", vm_lab._QEMU.replace('"root"', '"libvirt-qemu"'))
@@ -33,22 +33,22 @@ def theirs() -> Iterator[GuestLab]:
 
 
 @pytest.fixture(scope="module")
-def scene(theirs: GuestLab, tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return Scene(theirs, str(tmp_path_factory.mktemp("theirs")))
+def scene(own_guests: GuestLab, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    return Scene(own_guests, str(tmp_path_factory.mktemp("theirs")))
 
 
 @pytest.fixture(scope="module")
-def web(theirs: GuestLab) -> Iterator[Guest]:
+def web(own_guests: GuestLab) -> Iterator[Guest]:
     """A running guest with a qcow2 and a raw disk, nobody in it but its own user."""
     disks = []
     for dev, kind in (("vda", "qcow2"), ("vdb", "raw")):
-        path = os.path.join(theirs.folder, f"their-{dev}.{kind}")
+        path = os.path.join(own_guests.folder, f"their-{dev}.{kind}")
         make_disk(path, 32 * MIB, format=kind, fs=False)
         disks.append(LabDisk(dev=dev, path=path, format=kind))
-    with theirs.guest("web", disks, start=False, options={"agent": "no", "button": "obey"}) as guest:
+    with own_guests.guest("web", disks, start=False, options={"agent": "no", "button": "obey"}) as guest:
         os.chown(guest.folder, USER, USER)
         guest.start()
-        (qemu,) = theirs.processes("qemu-system")
+        (qemu,) = own_guests.processes("qemu-system")
         assert os.stat(f"/proc/{qemu}").st_uid == USER
         yield guest
 
