@@ -1,11 +1,11 @@
 """The rbd driver's figures: T of huge images, a change map of a million extents. Needs Ceph (scripts/lab-ceph.sh).
 
-    python bench/volumes_rbd.py CEPH_CONF [--extents N] [--pool POOL]
+    python bench/volumes_rbd.py CEPH_CONF [million] [huge] [--extents N] [--pool POOL]
 
 Images are sparse and are removed again. What librbd and the cluster take by themselves is shown beside the whole: a
 diff of a huge image costs Ceph time for every object that the image could have. Without a map of objects that is an
-answer of the cluster for each: T of such an image is made, but nothing is asked of it, and it is removed by hand, since
-librbd would try to delete every object that it could have.
+answer of the cluster for each: T of such an image is made, but nothing is asked of it. Images are removed by hand:
+librbd would look at every object that they could have.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def huge(cluster: Cluster, pool_name: str) -> None:
                     kept = size >> order >> 12 if features == FAST else 0
                     print(f"{size // TIB:4d} TiB, {kind}: {told}, map of objects {kept} KiB")
                 finally:
-                    remove(pool, name, (size // 2 >> order, size // 3 >> order), features == FAST)
+                    remove(pool, name, (size // 2 >> order, size // 3 >> order))
 
 
 def one_huge(cluster: Cluster, pool: Pool, name: str, size: int, mapped: bool) -> str:
@@ -113,15 +113,12 @@ def pool_name_of(pool: Pool) -> str:
     return buffer.value.decode()
 
 
-def remove(pool: Pool, name: str, written: tuple[int, ...], mapped: bool) -> None:
-    """The image; one without a map of objects by its parts: what was written, its header and its name."""
-    if mapped:
-        pool.remove(name)
-        return
+def remove(pool: Pool, name: str, written: tuple[int, ...]) -> None:
+    """The image, by its parts: what was written, its header, its map and its name."""
     with pool.image(name) as image:
         image_id = image.id()
     parts = [f"rbd_data.{image_id}.{number:016x}" for number in written]
-    for part in (*parts, f"rbd_header.{image_id}", f"rbd_id.{name}"):
+    for part in (*parts, f"rbd_object_map.{image_id}", f"rbd_header.{image_id}", f"rbd_id.{name}"):
         pool.rados.rados_remove(pool.handle, part.encode())
     operation = c_void_p(pool.rados.rados_create_write_op())
     keys = keys_array([f"name_{name}".encode(), f"id_{image_id}".encode()])
@@ -227,12 +224,15 @@ def file_of(size: int) -> Placement:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("conf")
+    parser.add_argument("what", nargs="*", default=["million", "huge"])
     parser.add_argument("--pool", default="rbd")
     parser.add_argument("--extents", type=int, default=1_000_000, help="of the change map")
     wanted = parser.parse_args()
     cluster = Cluster(RbdSettings(timeout=300), wanted.conf)
-    million(cluster, wanted.pool, wanted.extents)
-    huge(cluster, wanted.pool)
+    if "million" in wanted.what:
+        million(cluster, wanted.pool, wanted.extents)
+    if "huge" in wanted.what:
+        huge(cluster, wanted.pool)
     print(f"largest resident set: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB")
 
 
