@@ -8,6 +8,7 @@ import os
 import lab
 import story
 from datacenter import DataCentre
+from instants import frozen
 from story import MIB, noise
 
 
@@ -60,3 +61,22 @@ class Ground:
         """What the array shows, and which subvolumes there are."""
         listed = lab.run("btrfs", "subvolume", "list", self.btrfs.path).splitlines()
         return self.array.array.footprint() | {line.partition(" path ")[2] for line in listed}
+
+
+def back_up_in_one_window(
+    ground: Ground, cli: story.Cli, paths: list[str], drivers: tuple[str, ...], instant: str
+) -> None:
+    """A backup of ``paths``, each by its driver, both datastores frozen around the snapshots, as said before."""
+    held: list[tuple[bool, ...]] = []
+
+    def look(step: str) -> None:
+        if step in ("frozen", "snapshotted"):
+            held.append(tuple(frozen(point) for point in ground.frozen_points))
+
+    planned = cli.ok("backup", "--dry-run", *paths)["plan"]
+    document = cli.ok("backup", *paths, step=look)
+    by_path = {disk["path"]: disk for disk in document["disks"]}
+    assert tuple(by_path[path]["driver"] for path in paths) == drivers
+    assert held == [(True, True)] * 2
+    assert (planned["instant"], document["instant"], document["consistency"]) == (instant, instant, "crash")
+    assert document["freeze_ms"] > 0

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import scene
 import story
-from instants import eventually_thawed, frozen
-from many_drivers import Ground
+from instants import eventually_thawed
+from many_drivers import Ground, back_up_in_one_window
 from story import GRAIN
 
 pytestmark = pytest.mark.root
@@ -33,19 +33,7 @@ def cli(ground: Ground, tmp_path: os.PathLike[str]) -> story.Cli:
 def test_four_drivers_one_window_one_instant(ground: Ground, cli: story.Cli) -> None:
     """The subvolume alone moves, while all else stands still: so all files show its instant."""
     paths, before = ground.disks(), ground.trace()
-    held: list[tuple[bool, ...]] = []
-
-    def look(step: str) -> None:
-        if step in ("frozen", "snapshotted"):
-            held.append(tuple(frozen(point) for point in ground.frozen_points))
-
-    planned = cli.ok("backup", "--dry-run", *paths)["plan"]
-    document = cli.ok("backup", *paths, step=look)
-    by_path = {disk["path"]: disk for disk in document["disks"]}
-    assert tuple(by_path[path]["driver"] for path in paths) == DRIVERS
-    assert held == [(True, True)] * 2
-    assert (planned["instant"], document["instant"], document["consistency"]) == ("one", "one", "crash")
-    assert document["freeze_ms"] > 0
+    back_up_in_one_window(ground, cli, paths, DRIVERS, "one")
     assert sum(line.startswith("startfcconsistgrp") for line in ground.array.array.log) == 1
     old = [story.read(path) for path in paths]
     for path in paths:

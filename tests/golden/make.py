@@ -27,9 +27,9 @@ def text(number: int) -> bytes:
     return (f"grain {number} of a golden disk. ".encode() * 400)[:4096]
 
 
-def make(path: str, passphrase: bytes | None) -> None:
-    """Every kind of object once: two points, a tombstone, an open run with a beat, a restore, condemned packs."""
-    repository = Repository.create(
+def new(path: str, passphrase: bytes | None) -> Repository:
+    """An empty one, small in all its measures, the same whenever it is made."""
+    return Repository.create(
         DirectoryMedium.create(path),
         passphrase=passphrase,
         grain_size=4096,
@@ -37,6 +37,11 @@ def make(path: str, passphrase: bytes | None) -> None:
         clock=FixedClock(),
         chance=FixedChance(os.path.basename(path)),
     )
+
+
+def make(path: str, passphrase: bytes | None) -> None:
+    """Every kind of object once: two points, a tombstone, an open run with a beat, a restore, condemned packs."""
+    repository = new(path, passphrase)
     if passphrase is not None:
         repository.add_key(b"deputy", "the deputy")
     first = back_up(repository, {at: text(at) for at in (0, 1, 7, 8, 63, 64, 99)})
@@ -58,14 +63,7 @@ def make(path: str, passphrase: bytes | None) -> None:
 
 def make_additions(path: str, passphrase: bytes | None) -> None:
     """What the format got after the two above were made: trials of a point, a suspect pack, a resumed restore."""
-    repository = Repository.create(
-        DirectoryMedium.create(path),
-        passphrase=passphrase,
-        grain_size=4096,
-        fan_out=8,
-        clock=FixedClock(),
-        chance=FixedChance(os.path.basename(path)),
-    )
+    repository = new(path, passphrase)
     point = back_up(repository, {at: text(at) for at in (0, 3, 70)})
     for at, alive in enumerate((True, False)):
         run = repository.open_run("trial", WorkloadId("w"), pins=(point.id,))

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import pytest
 import story
 import thin
-from instants import frozen
-from many_drivers import Ground
+from many_drivers import Ground, back_up_in_one_window
 from story import GRAIN
 
 from graincopy.testing.lvm_lab import command, listing
@@ -36,19 +35,7 @@ def test_one_window_around_all_that_can_be_frozen(ground: Ground, cli: story.Cli
     """LVM holds its volume by itself, and the subvolume moves too: so each file has its instant, and that is said."""
     drivers = ("flashcopy", "reflink", "btrfs", "locked", "lvm-thin")
     paths, before = ground.disks(*drivers), (listing(), ground.trace())
-    held: list[tuple[bool, ...]] = []
-
-    def look(step: str) -> None:
-        if step in ("frozen", "snapshotted"):
-            held.append(tuple(frozen(point) for point in ground.frozen_points))
-
-    planned = cli.ok("backup", "--dry-run", *paths)["plan"]
-    document = cli.ok("backup", *paths, step=look)
-    by_path = {disk["path"]: disk for disk in document["disks"]}
-    assert tuple(by_path[path]["driver"] for path in paths) == drivers
-    assert held == [(True, True)] * 2
-    assert (planned["instant"], document["instant"], document["consistency"]) == ("per file", "per file", "crash")
-    assert document["freeze_ms"] > 0
+    back_up_in_one_window(ground, cli, paths, drivers, "per file")
     old = [story.read(path) for path in paths]
 
     for path in paths:

@@ -343,7 +343,7 @@ OPERATIONS = Table(
             "run the conformance suite of volume drivers against your storage",
             "graincopy.app.looking:validate_volume",
             (
-                Input("driver", "reflink, btrfs, locked, qemu, lvm-thin, rbd or flashcopy", metavar="DRIVER"),
+                Input("driver", "reflink, btrfs, locked, copied, qemu, lvm-thin, rbd or flashcopy", metavar="DRIVER"),
                 Input("directory", "a directory on that storage to work in; of rbd also POOL", metavar="DIR"),
             ),
             ("graincopy validate-volume reflink /ds1", "graincopy validate-volume qemu /var/lib/libvirt/images"),

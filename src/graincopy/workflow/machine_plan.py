@@ -22,11 +22,11 @@ from graincopy.model.workload import Representation
 from graincopy.workflow.context import Context
 from graincopy.workflow.export import Folder
 from graincopy.workflow.instant_restore import on_overlays, refuse_no_room, unfinished
-from graincopy.workflow.machine_devices import refuse_unfit_devices
 from graincopy.workflow.machine_restore import (
     NewMachine,
     StopWish,
     copied,
+    disks_for,
     refuse_undefinable,
     refuse_unready,
 )
@@ -106,9 +106,7 @@ def plan_as(
     wish: NewMachine,
 ) -> MachinesPlan:
     """What ``restore_as`` would do now. Raises what that raises before it writes."""
-    refuse_undefinable(link, machine, wish.name)
-    wanted = {disk.name: disk for disk in machine.files if disk in disks}
-    refuse_unfit_devices(point, wanted, wish.onto)
+    wanted = disks_for(link, point, machine, disks, wish)
     folder.refuse_existing([name for name in wanted if name not in wish.onto])
     placed = {
         name: _placed(name, wish.onto.get(name) or folder.path_of(name), _kind(disk, name in wish.onto))

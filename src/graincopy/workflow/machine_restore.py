@@ -138,6 +138,16 @@ def refuse_saved_of(context: Context, record: RestoreRecord, link: Link) -> None
 # --- anew -------------------------------------------------------------------------------------------
 
 
+def disks_for(
+    link: Link, point: RestorePoint, machine: StoredMachine, disks: Sequence[DiskRecord], wish: NewMachine
+) -> dict[str, DiskRecord]:
+    """Those of ``disks`` that ``wish`` brings back, by NAME. Raises DefineRefused and what write_onto would raise."""
+    refuse_undefinable(link, machine, wish.name)
+    wanted = {disk.name: disk for disk in machine.files if disk in disks}
+    refuse_unfit_devices(point, wanted, wish.onto)
+    return wanted
+
+
 def restore_as(
     context: Context,
     point: RestorePoint,
@@ -152,9 +162,7 @@ def restore_as(
     Raises DefineRefused before anything is written when the name is taken or a network is not there; OutputExists,
     OutputUnfit, RestoreNoSpace, StartRefused.
     """
-    refuse_undefinable(link, machine, wish.name)
-    wanted = {disk.name: disk for disk in machine.files if disk in disks}
-    refuse_unfit_devices(point, wanted, wish.onto)
+    wanted = disks_for(link, point, machine, disks, wish)
     kept = [disk for disk in wanted.values() if disk.name not in wish.onto]
     devices = [(wanted[name], path) for name, path in wish.onto.items()]
     with entered_by(lambda: machines.qemu_user(link), os.path.dirname(folder.path_of("x"))):
