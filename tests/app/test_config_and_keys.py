@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,15 @@ from graincopy.app.groups import sets_and_subsystems
 from graincopy.app.settings import read_passphrase, read_settings
 from graincopy.app.wiring import wire
 from graincopy.cli.main import run
-from graincopy.core.errors import ConfigWrong, GraincopyError, LastKey, PassphraseWrong, UsageWrong
+from graincopy.core.errors import (
+    ConfigWrong,
+    GraincopyError,
+    LastKey,
+    OutputExists,
+    OutputUnfit,
+    PassphraseWrong,
+    UsageWrong,
+)
 from graincopy.repository.repository import Repository
 
 
@@ -127,6 +137,36 @@ def test_another_passphrase_opens_and_the_last_key_stays(tmp_path: Path, monkeyp
         with_passphrase(monkeypatch, tmp_path, "first")
     with pytest.raises(LastKey):
         with_passphrase(monkeypatch, tmp_path, "second").remove_key(added.id)
+
+
+def test_a_generated_passphrase_opens_what_was_made_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pass phrase"
+    for name in ("GRAINCOPY_REPO", "GRAINCOPY_PASSPHRASE", "GRAINCOPY_PASSPHRASE_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert run(["key", "generate", "--new-passphrase-file", file.name]) == 0  # no repository is needed for it
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    text = file.read_bytes()
+    assert text.decode().strip() not in capsys.readouterr().out
+    assert run(["key", "generate", "--new-passphrase-file", str(file)]) == OutputExists.exit_code
+    assert file.read_bytes() == text
+    assert run(["key", "generate", "--new-passphrase-file", str(tmp_path / "no" / "such")]) == OutputUnfit.exit_code
+    assert run(["key", "generate"]) == UsageWrong.exit_code
+    monkeypatch.setenv("GRAINCOPY_REPO", str(tmp_path / "repo"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GRAINCOPY_PASSPHRASE_FILE", str(file))
+    assert run(["init"]) == 0
+    (tmp_path / "human").write_text("a word of mine\n")
+    assert run(["key", "add", "--new-passphrase-file", str(tmp_path / "human")]) == 0
+    capsys.readouterr()
+    assert run(["key", "list", "--json"]) == 0
+    assert [key["kdf"] for key in json.loads(capsys.readouterr().out)] == ["blake3", "argon2id"]
+    monkeypatch.setenv("GRAINCOPY_PASSPHRASE_FILE", str(tmp_path / "human"))
+    assert run(["points"]) == 0
+    (tmp_path / "human").write_bytes(text[:-3] + b"aa\n")
+    assert run(["points"]) == PassphraseWrong.exit_code
 
 
 def test_a_passphrase_from_a_pipe_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

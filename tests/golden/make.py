@@ -18,6 +18,7 @@ from test_repository import record  # noqa: E402
 from graincopy.core.ids import PointId, WorkloadId  # noqa: E402
 from graincopy.media.directory import DirectoryMedium  # noqa: E402
 from graincopy.model.restore_point import Trial  # noqa: E402
+from graincopy.repository.keys import generate_passphrase  # noqa: E402
 from graincopy.repository.records import Condemned, ObjectKind  # noqa: E402
 from graincopy.repository.repository import Repository  # noqa: E402
 
@@ -95,10 +96,18 @@ def trial(run: PointId, point: PointId, at: int, alive: bool) -> Trial:
     )
 
 
+def make_generated(path: str, passphrase: bytes | None) -> None:
+    """One point, opened by a generated passphrase or by one that somebody thought of."""
+    repository = new(path, passphrase)
+    repository.add_key(b"deputy", "the deputy")
+    back_up(repository, {at: text(at) for at in (0, 3, 70)})
+
+
 GOLDEN = {
     "format-1-encrypted": (make, b"golden"),
     "format-1-plain": (make, None),
     "format-1-additions": (make_additions, b"golden"),
+    "format-1-generated": (make_generated, generate_passphrase(FixedChance("golden"))),
 }
 
 if __name__ == "__main__":

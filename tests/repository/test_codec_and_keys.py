@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from shelves import FixedChance, FixedClock
 
@@ -129,6 +131,37 @@ def test_a_passphrase_unwraps_what_it_wrapped_and_no_other_does() -> None:
 def test_without_encryption_anybody_unwraps() -> None:
     key = keys.wrap_master(b"m" * 32, None, "", FixedClock(), FixedChance())
     assert (key.kdf, keys.unwrap_master(key, None), keys.unwrap_master(key, b"any")) == ("none", b"m" * 32, b"m" * 32)
+
+
+def test_a_generated_passphrase_is_known_by_its_form_and_not_stretched() -> None:
+    passphrase, other = keys.generate_passphrase(FixedChance("one")), keys.generate_passphrase(FixedChance("two"))
+    assert len(passphrase) == 66 and passphrase.startswith(b"graincopy-") and passphrase != other
+    key = keys.decode_key(keys.encode_key(keys.wrap_master(b"m" * 32, passphrase, "", FixedClock(), FixedChance())))
+    assert (key.kdf, key.memory, key.iterations) == ("blake3", 0, 0)
+    assert keys.unwrap_master(key, passphrase) == b"m" * 32
+    for wrong in (other, b"secret", b"", None):
+        assert keys.unwrap_master(key, wrong) is None
+    assert keys.secret_of(passphrase) not in keys.encode_key(key)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:-1],
+        lambda text: text + b"a",
+        lambda text: text[:-1] + (b"a" if text[-1:] != b"a" else b"b"),
+        lambda text: text[:20] + (b"a" if text[20:21] != b"a" else b"b") + text[21:],
+        lambda text: text.removeprefix(b"graincopy-"),
+        lambda text: b"graincopy-",
+        lambda text: b"graincopy-" + b"a" * 56,
+        lambda text: b"graincopy-\xff" + text[11:],
+    ],
+)
+def test_what_only_looks_like_a_generated_passphrase_is_stretched(change: Callable[[bytes], bytes]) -> None:
+    alike = change(keys.generate_passphrase(FixedChance()))
+    key = keys.wrap_master(b"m" * 32, alike, "", FixedClock(), FixedChance())
+    assert key.kdf == "argon2id"
+    assert keys.unwrap_master(key, alike) == b"m" * 32
 
 
 def test_every_flipped_bit_of_a_key_is_noticed() -> None:

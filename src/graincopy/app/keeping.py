@@ -1,4 +1,4 @@
-"""Operations that keep the repository in order: retention, space, proof, keys."""
+"""Operations that keep the repository in order: retention, space, proof."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 
 from graincopy.app import host
-from graincopy.app.answer import Answer, table
+from graincopy.app.answer import Answer
 from graincopy.app.reading import workload_named
-from graincopy.app.settings import read_passphrase
-from graincopy.app.shown import plan_answer, when
+from graincopy.app.shown import plan_answer
 from graincopy.app.wiring import Wiring
 from graincopy.core.errors import CheckFailed, MediumFull, MediumReadOnly, UsageWrong, printable
 from graincopy.core.units import format_size
@@ -110,22 +109,3 @@ def _mark_suspects(repository: Repository, findings: Sequence[Finding]) -> None:
         if finding.name.startswith(tuple(f"{kind.folder}/" for kind in PieceKind)):
             with suppress(MediumReadOnly, MediumFull):
                 repository.suspect(finding.name)
-
-
-def key(wiring: Wiring, values: Values) -> Answer:
-    """Add, list or remove passphrases."""
-    repository = wiring.repository()
-    verb = values["verb"]
-    if verb == "add":
-        if not values["new_passphrase_file"]:
-            raise UsageWrong(what="key add needs --new-passphrase-file FILE")
-        added = repository.add_key(read_passphrase(values["new_passphrase_file"]), values["label"] or "")
-        return Answer({"key": added.id}, (f"added key {added.id}",))
-    if verb == "remove":
-        if not values["key"]:
-            raise UsageWrong(what="key remove needs the KEY; graincopy key list shows them")
-        repository.remove_key(values["key"])
-        return Answer({"key": values["key"]}, (f"removed key {values['key']}",))
-    keys = repository.keys()
-    rows = [(one.id, when(one.created), one.kdf, printable(one.label)) for one in keys]
-    return Answer([msgspec.to_builtins(one) for one in keys], table(("KEY", "CREATED", "KDF", "LABEL"), rows))

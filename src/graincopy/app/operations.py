@@ -295,15 +295,25 @@ OPERATIONS = Table(
         ),
         Operation(
             "key",
-            "add, list or remove passphrases",
-            "graincopy.app.keeping:key",
+            "generate, add, list or remove passphrases",
+            "graincopy.app.keys:key",
             (
-                Input("verb", "what to do", choices=("add", "list", "remove")),
+                Input("verb", "what to do", choices=("generate", "add", "list", "remove")),
                 Input("key", "for remove: the key's id", kind="optional", metavar="KEY"),
                 Input("--label", "for add: a name for people", default=""),
-                Input("--new-passphrase-file", "for add: file whose first line is the new passphrase", metavar="FILE"),
+                Input(
+                    "--new-passphrase-file",
+                    "for add: file whose first line is the new passphrase; for generate: the file to make",
+                    metavar="FILE",
+                ),
             ),
-            ("graincopy key add --label offsite --new-passphrase-file /root/second", "graincopy key list"),
+            (
+                "graincopy key generate --new-passphrase-file /root/passphrase",
+                "graincopy key add --label offsite --new-passphrase-file /root/second",
+                "graincopy key list",
+            ),
+            "A generated passphrase is 256 random bits, for hosts that start graincopy by themselves: nobody can guess"
+            " it, so it is not stretched. Any other one is, by Argon2id, which is meant to take a while.",
         ),
         Operation(
             "volumes",

@@ -80,12 +80,12 @@ class Keyring(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyObject(msgspec.Struct, frozen=True, kw_only=True):
-    """One passphrase: how to stretch it, and the master key wrapped with the result."""
+    """One passphrase: how a key is made of it, and the master key wrapped with that."""
 
     id: str
     label: str
     created: float  # wall clock, a hint
-    kdf: str  # "argon2id" or "none"
+    kdf: str  # one of keys.KDFS; the three numbers are of "argon2id"
     memory: int = 0  # KiB
     iterations: int = 0
     lanes: int = 0

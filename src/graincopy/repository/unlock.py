@@ -35,7 +35,7 @@ def find_master(medium: Medium, passphrase: bytes | None) -> bytes:
             damaged = error  # another key may open it all the same; check reports this one
         except ObjectMissing:
             continue  # removed at this moment
-    found.sort(key=lambda key: key.kdf != "none")
+    found.sort(key=lambda key: keys.KDFS.index(key.kdf))
     for key in found:
         if key.kdf == "none" or passphrase:
             try:
