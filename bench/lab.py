@@ -72,14 +72,19 @@ def scratch() -> Iterator[str]:
 
 
 @contextmanager
-def mounted(folder: str, name: str, kind: str, size: int, image: str | None = None) -> Iterator[str]:
-    """A new file system of ``kind`` in an image file (in ``folder`` when none is named), mounted by loop."""
+def mounted(
+    folder: str, name: str, kind: str, size: int, image: str | None = None, options: Sequence[str] = ()
+) -> Iterator[str]:
+    """A new file system of ``kind`` in an image file (in ``folder`` when none is named), mounted by loop.
+
+    ``options`` go to mkfs.
+    """
     image = image or os.path.join(folder, f"{name}.img")
     point = os.path.join(folder, name)
     os.makedirs(point)
     with open(image, "wb") as file:
         file.truncate(size)
-    run(f"mkfs.{kind}", "-q", *(["-F"] if kind == "ext4" else ["-f"]), image)
+    run(f"mkfs.{kind}", "-q", *(["-F"] if kind == "ext4" else ["-f"]), *options, image)
     run("mount", "-o", "loop", image, point)
     try:
         yield point

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import random
+import shutil
 
 import pytest
 from hypothesis import given, settings
@@ -13,11 +15,14 @@ from nbd_client import BLOCK_STATUS, CACHE, DF, FLUSH, READ, REQ_ONE, WRITE, Par
 from nbd_disks import GRAIN, MemoryDisk
 
 from graincopy.core.errors import ObjectDamaged
+from graincopy.views import nbd_wire as wire
 from graincopy.views.nbd_answers import HOLES_FROM, SLOW_S, Answers, Served
 from graincopy.views.nbd_handshake import CONTEXTS, Export
 from graincopy.views.nbd_outlet import Buffers
 from graincopy.views.nbd_protocol import Opened
 from graincopy.views.nbd_request import Request
+from graincopy.views.nbd_wire import Cmd
+from graincopy.views.overlay import Overlay
 
 
 def image(grains: str) -> bytes:
@@ -164,6 +169,32 @@ def test_cache_reads_and_flush_of_a_read_only_disk_is_done() -> None:
 def test_writes_to_a_disk_that_takes_none_are_refused_here_too() -> None:
     (reply,) = serve(answers(MemoryDisk(image("a"))), Request(WRITE, 0, 1, 0, 1, b"x"))
     assert reply.error == errno.EPERM
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        (Request(WRITE, wire.FUA, 1, 0, 4096, b"x" * 4096),),
+        (Request(Cmd.WRITE_ZEROES, wire.FUA, 1, 0, 4096),),
+        (Request(Cmd.TRIM, wire.FUA, 1, 0, 4096),),
+        (Request(WRITE, 0, 1, 0, 4096, b"x" * 4096), Request(FLUSH, 0, 2, 0, 0)),
+        (Request(WRITE, 0, 1, 0, 4096, b"x" * 4096),),
+    ],
+    ids=["write, FUA", "zeroes, FUA", "trim, FUA", "write, flush", "write"],
+)
+def test_what_was_flushed_outlives_the_host(requests: tuple[Request, ...], tmp_path: os.PathLike[str]) -> None:
+    disk, path = MemoryDisk(image("a")), os.path.join(tmp_path, "overlay")
+    overlay = Overlay.kept(disk, path, "ab" * 16, "this boot")
+    opened = Opened(Export(disk.name, disk.size, True), True, CONTEXTS)
+    serve(Answers(overlay, overlay, opened, Buffers(1 << 16, 2)), *requests)
+    again = [shutil.copy(name, f"{tmp_path}/again{name.removeprefix(path)}") for name in (path, f"{path}.map")]
+    overlay.close()
+    after = Overlay.kept(disk, again[0], "ab" * 16, "the boot after")
+    found = bytearray(4096)
+    after.readinto(0, memoryview(found))
+    after.close()
+    flushed = len(requests) > 1 or requests[0].flags
+    assert found == ((requests[0].payload or bytes(4096)) if flushed else image("a")[:4096])
 
 
 @pytest.mark.parametrize("slow_one", range(4))

@@ -5,7 +5,7 @@ file and nowhere else, so that no write depends on graincopy. When graincopy die
 the machine stand still; the same command again takes the view up at the same socket, lets it go on, and pulls the
 rest. Order: a restore record that pins the point → the definition, with a tag that says all the rest → the files →
 the socket → the start. So whoever comes later finds by the tag what there is to do. Crash points: ``opened``,
-``recorded``, ``defined``, ``placed``, ``served``, ``started``, ``pulled``, ``finished``.
+``recorded``, ``defined``, ``placed``, ``served``, ``started``, ``pulled``, ``released``, ``finished``.
 """
 
 from __future__ import annotations
@@ -235,15 +235,19 @@ def _place(path: str, disk: DiskRecord, export: Export) -> None:
 
 
 def _finish(context: Context, link: Link, machine: StoredMachine, owned: OwnedMachine) -> None:
-    """Define it without anything of ours, let the point go, and clean up."""
-    text = machines.description(link, owned.uuid)
-    machines.define(link, stand_alone(write_tag(text, None), machine.xml, machine.disks), owned.name)
-    drop_tag(link, owned.uuid)
-    context.step("finished")
+    """Define it without anything of ours, let the point go, and clean up.
+
+    The tag goes after the point was let go: cut off before, the same command finds the machine and ends this.
+    """
+    text = write_tag(machines.description(link, owned.uuid), None)
+    machines.define(link, write_tag(stand_alone(text, machine.xml, machine.disks), owned.tag), owned.name)
     for state in ("done", "undone"):
         context.repository.mark_restore(PointId(owned.tag.restore), state)
-    context.repository.forget_restore(PointId(owned.tag.restore))
+    context.step("released")
     drop_folder(owned.tag.folder)
+    drop_tag(link, owned.uuid)
+    context.step("finished")
+    context.repository.forget_restore(PointId(owned.tag.restore))
 
 
 def _restored(view: View, disk: DiskRecord, path: str) -> RestoredDisk:

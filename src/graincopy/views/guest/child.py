@@ -20,7 +20,7 @@ import msgspec
 
 from graincopy.views.guest import wire
 from graincopy.views.guest.sandbox import Bounds, give_up
-from graincopy.views.guest.tree import FAULTS, Found, Walk, find, listing, reason
+from graincopy.views.guest.tree import FAULTS, Found, Walk, described, find, listing, reason
 
 _LOADED = (encodings.idna, encodings.utf_8, encodings.utf_16_le)  # nothing can be opened later
 _ENOUGH = 1 << 16  # bytes
@@ -150,7 +150,7 @@ def _answers(tree: Any, request: wire.Request) -> Iterator[wire.Answer]:
     if isinstance(found, wire.Missing):
         yield found
     elif isinstance(request, wire.Look):
-        yield tree.entry(found.node, b"")
+        yield described(tree, found.node)
     elif isinstance(request, wire.List):
         yield from listing(tree, found.node)
     else:

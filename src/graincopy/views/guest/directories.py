@@ -12,6 +12,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
+from graincopy.views.guest.tree import FAULTS
+
 _EXT_RECORD = struct.Struct("<LHBB")
 _INDEX_HEADER = struct.Struct("<LLLB")  # entries' offset, their length, allocated, flags; relative to itself
 _INDEX_ENTRY = struct.Struct("<QHHH")  # file reference, length of the entry, of its key, flags
@@ -20,15 +22,63 @@ _FILE_NAME = 0x42  # bytes of $FILE_NAME before the name; its length and name sp
 _DOS_ONLY = 2
 _SECTOR = 512
 _REFERENCE = (1 << 48) - 1
+_SORTED = 1 << 16  # names of a directory that are held and sorted; twice as many each time
+_SORTED_BYTES = 32 << 20  # that these may take, with what Python adds to each name
+_NAME_OVERHEAD = 64
 _RESERVED = 24  # MFT records that belong to the file system itself, the root (5) apart
 
 Read = Callable[[int, int], bytes]  # offset, length
+
+
+def in_disk_order(names: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """``names``, with their inodes' numbers, sorted by these, a bounded number of bytes at a time.
+
+    Each stretch goes through all of the inodes once, so that they become longer: the first names come soon, and a
+    directory ten times as large is not read ten times as often. A fault comes after what came before it.
+    """
+    most = _SORTED
+    while True:
+        stretch, fault = _stretch(names, most)
+        stretch.sort()
+        for one in stretch:
+            yield int.from_bytes(one[:8], "big"), one[8:]
+        if fault is not None:
+            raise fault
+        if not stretch:
+            return
+        most *= 2
+
+
+def _stretch(names: Iterator[tuple[int, bytes]], most: int) -> tuple[list[bytes], Exception | None]:
+    """Up to ``most`` numbers with their names, each as bytes that sort by number; and what came instead of the next."""
+    stretch: list[bytes] = []
+    taken = 0
+    try:
+        for number, name in names:
+            stretch.append(number.to_bytes(8, "big") + name)
+            taken += len(name) + _NAME_OVERHEAD
+            if len(stretch) >= most or taken >= _SORTED_BYTES:
+                break
+    except FAULTS as fault:
+        return stretch, fault
+    return stretch, None
 
 
 def ext_names(read: Read, size: int, block: int) -> Iterator[tuple[int, bytes]]:
     """Inode and name of every record of an ext directory of ``size`` bytes. Raises ValueError when it is broken."""
     for offset in range(0, size, block):
         yield from _ext_block(read(offset, block), block)
+
+
+def ext_find(read: Read, size: int, block: int, name: bytes) -> int | None:
+    """The inode that ``name`` has in an ext directory. Only blocks in which the name occurs are taken apart."""
+    for offset in range(0, size, block):
+        data = read(offset, block)
+        if name in data:
+            for inode, found in _ext_block(data, block):
+                if found == name:
+                    return inode
+    return None
 
 
 def _ext_block(data: bytes, block: int) -> Iterator[tuple[int, bytes]]:

@@ -23,7 +23,7 @@ _PREFIXES = {
 _ACLS = (2, 3)
 _NAMED_TAGS = (0x02, 0x08)  # ACL_USER, ACL_GROUP: entries with an id
 _NOBODY = 0xFFFFFFFF
-INLINE, ENCRYPTED = 0x10000000, 0x800  # i_flags
+INLINE, ENCRYPTED, EXTENTS = 0x10000000, 0x800, 0x80000  # i_flags
 _KINDS = {1: "fifo", 2: "character", 4: "directory", 6: "block", 8: "file", 10: "symlink", 12: "socket"}  # of i_mode
 _EXTRA_END = 0x90  # of the fields with more of the times
 _64BIT = 0x80
@@ -65,10 +65,11 @@ class Raw:
 
     @property
     def owners(self) -> tuple[int, int]:
-        """User and group."""
+        """User and group; -1 for nobody, which is no number that a file could be given."""
         uid, gid = struct.unpack_from("<H", self.data, 2)[0], struct.unpack_from("<H", self.data, 0x18)[0]
         uid_high, gid_high = struct.unpack_from("<HH", self.data, 0x78)
-        return uid_high << 16 | uid, gid_high << 16 | gid
+        numbers = uid_high << 16 | uid, gid_high << 16 | gid
+        return -1 if numbers[0] == _NOBODY else numbers[0], -1 if numbers[1] == _NOBODY else numbers[1]
 
     def time(self, at: int, more_at: int) -> int:
         """The time at byte ``at`` in nanoseconds since the epoch; at ``more_at`` are its fraction and upper bits."""
@@ -142,6 +143,13 @@ class Inodes:
             raise ValueError("its inode is not in use")
         return Raw(self._whole(table * self.block + index * self.size, self.size))
 
+    def most(self, raw: Raw) -> int:
+        """Bytes that a file can have; the kernel refuses larger ones too."""
+        pointers, blocks = self.block // 4, 1 << 32
+        if not raw.flags & EXTENTS:
+            blocks = min(blocks, 12 + pointers + pointers**2 + pointers**3)
+        return int(blocks * self.block)
+
     def _whole(self, offset: int, length: int) -> bytes:
         data = self._read(offset, length)
         if len(data) < length:
@@ -157,7 +165,7 @@ class Inodes:
                 found |= _attributes(raw.data[start + 4 :], 0)
         if raw.attribute_block:
             block = self._read(raw.attribute_block * self.block, self.block)
-            if struct.unpack_from("<L", block)[0] == _MAGIC:
+            if len(block) == self.block and struct.unpack_from("<L", block)[0] == _MAGIC:
                 found |= _attributes(block, 32)
         return found
 

@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from graincopy.core.errors import GuestUnreadable, OutputExists, OutputUnfit, RestoreNoSpace
 from graincopy.views.guest import wire
@@ -21,6 +22,7 @@ from graincopy.volumes.mounts import open_beneath
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NODES = {"character": stat.S_IFCHR, "block": stat.S_IFBLK}
+_NO_SUCH_SIZE = (errno.EFBIG, errno.EINVAL)  # what a file system says of a file that is too large for it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _ZEROS = bytes(1 << 16)
 
@@ -158,7 +160,7 @@ class _Writer:
             self._skip(answers)
             return
         try:
-            problem = self._fill(fd, answers)
+            problem = self._fill(fd, entry.size, answers)
             if not problem:
                 self._metadata.give(fd, entry)
         finally:
@@ -168,21 +170,26 @@ class _Writer:
             self.done.problem(entry.path, problem)
         else:
             self.done.files += 1
+            self.done.size += entry.size
 
-    def _fill(self, fd: int, answers: Iterator[wire.Answer]) -> str:
-        """The data that follows; "" when it is whole, else why not."""
-        at = 0
+    def _fill(self, fd: int, size: int, answers: Iterator[wire.Answer]) -> str:
+        """The data that follows, ``size`` bytes of it; "" when it is whole, else why not."""
+        at, trouble = 0, ""
         for one in answers:
-            if isinstance(one, wire.Data):
-                self.done.written += _write_sparse(fd, one.data, at)
-                at += len(one.data)
-            elif isinstance(one, wire.Hole):
-                at += one.length
-            else:
-                os.ftruncate(fd, at)
-                self.done.size += at
-                return one.problem if isinstance(one, wire.FileEnd) else "its reader lost the thread"
+            if isinstance(one, wire.FileEnd):
+                short = "" if at == size else "its reader lost the thread"
+                return one.problem or trouble or short or _tried(lambda: os.ftruncate(fd, size))
+            if not isinstance(one, wire.Data | wire.Hole):
+                return "its reader lost the thread"
+            start, at = at, at + (len(one.data) if isinstance(one, wire.Data) else one.length)
+            if at > size:
+                trouble = "it is longer than it says"
+            elif isinstance(one, wire.Data):
+                trouble = trouble or _tried(partial(self._lay, fd, one.data, start))
         return "its reader ended"
+
+    def _lay(self, fd: int, data: bytes, offset: int) -> None:
+        self.done.written += _write_sparse(fd, data, offset)
 
     @staticmethod
     def _skip(answers: Iterator[wire.Answer]) -> None:
@@ -241,6 +248,17 @@ class _Writer:
         if failure.errno in _NO_ROOM:
             raise failure
         self.done.problem(entry.path, f"it cannot be made here: {failure.strerror}")
+
+
+def _tried(act: Callable[[], None]) -> str:
+    """Why a file cannot be as large as it should be; "" when it can. What else goes wrong is raised."""
+    try:
+        act()
+    except OSError as failure:
+        if failure.errno in _NO_SUCH_SIZE:
+            return f"it cannot be made here: {failure.strerror}"
+        raise
+    return ""
 
 
 def _write_sparse(fd: int, data: bytes, offset: int) -> int:

@@ -22,6 +22,8 @@ _KINDS = {
     stat.S_IFCHR: "character",
     stat.S_IFBLK: "block",
 }
+_MOST_ATTRIBUTES = 512 << 10  # bytes of extended attributes of one file that are passed on
+_LATEST = (1 << 63) - 1  # nanoseconds since the epoch; Btrfs takes any number of seconds from the disk
 _NO_XATTRS = (errno.EOPNOTSUPP, errno.ENODATA, errno.EPERM, errno.EACCES, errno.ERANGE)
 
 
@@ -57,8 +59,8 @@ class KernelTree:
             size=facts.st_size,
             uid=facts.st_uid,
             gid=facts.st_gid,
-            mtime=facts.st_mtime_ns,
-            atime=facts.st_atime_ns,
+            mtime=max(-_LATEST, min(facts.st_mtime_ns, _LATEST)),
+            atime=max(-_LATEST, min(facts.st_atime_ns, _LATEST)),
             target=os.readlink(b"", dir_fd=node.fd) if node.kind == "symlink" else b"",
             device=(os.major(facts.st_rdev), os.minor(facts.st_rdev)),
             xattrs=_xattrs(node) if node.kind in ("file", "directory") else {},
@@ -110,9 +112,18 @@ class KernelTree:
 
 
 def _xattrs(node: KernelNode) -> dict[bytes, bytes]:
+    """Raises ValueError when they are more than can be passed on."""
+    found: dict[bytes, bytes] = {}
+    taken = 0
     try:
-        return {os.fsencode(name): os.getxattr(node.fd, name) for name in os.listxattr(node.fd)}
+        for name in os.listxattr(node.fd):
+            value = os.getxattr(node.fd, name)
+            taken += len(name) + len(value)
+            if taken > _MOST_ATTRIBUTES:
+                raise ValueError(f"its extended attributes take more than {_MOST_ATTRIBUTES >> 10} KiB")
+            found[os.fsencode(name)] = value
     except OSError as fault:
         if fault.errno in _NO_XATTRS:
-            return {}
+            return found
         raise
+    return found

@@ -10,6 +10,7 @@ from graincopy.views.guest import wire
 
 _PRIVILEGES = (b"security.capability",)
 _MINE_TO_LOSE = (b"security.", b"trusted.", b"system.")  # attributes of this host's policy rather than of the file
+_NODES = (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK)
 _MOST_PROBLEMS = 1000
 
 
@@ -43,7 +44,7 @@ class Extracted:
 
 
 class Metadata:
-    """Gives files theirs, and counts in ``done`` what is not ``allowed``. Everything raises OSError."""
+    """Gives files theirs, and counts in ``done`` what is not ``allowed``, and what this host does not take."""
 
     def __init__(self, done: Extracted, allowed: Allowed) -> None:
         self._done, self._allowed = done, allowed
@@ -51,23 +52,37 @@ class Metadata:
 
     def give(self, fd: int, entry: wire.Entry) -> None:
         """To an open file or directory. Owner first: it takes setuid and capabilities away."""
-        if self._root and entry.uid >= 0:
-            os.fchown(fd, entry.uid, entry.gid)
-        os.fchmod(fd, self._mode(entry))
-        for name, value in entry.xattrs.items():
-            self._attribute(fd, entry, name, value)
-        os.utime(fd, ns=(entry.atime, entry.mtime))
+        try:
+            if self._root:
+                os.fchown(fd, entry.uid, entry.gid)
+            os.fchmod(fd, self._mode(entry))
+            for name, value in entry.xattrs.items():
+                self._attribute(fd, entry, name, value)
+            os.utime(fd, ns=(entry.atime, entry.mtime))
+        except (OSError, OverflowError) as failure:
+            self._refused(entry, failure)
 
     def give_link(self, folder: int, name: bytes, entry: wire.Entry) -> None:
         """To a symbolic link called ``name`` in the open directory ``folder``."""
-        if self._root and entry.uid >= 0:
-            os.chown(name, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=False)
-        os.utime(name, ns=(entry.atime, entry.mtime), dir_fd=folder, follow_symlinks=False)
+        try:
+            if self._root:
+                os.chown(name, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=False)
+            os.utime(name, ns=(entry.atime, entry.mtime), dir_fd=folder, follow_symlinks=False)
+        except (OSError, OverflowError) as failure:
+            self._refused(entry, failure)
 
     def give_node(self, folder: int, name: bytes, entry: wire.Entry) -> None:
         """To a pipe or a device node, which is not to be opened."""
         self.give_link(folder, name, entry)
-        os.chmod(name, self._mode(entry), dir_fd=folder)
+        node = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            if stat.S_IFMT(os.fstat(node).st_mode) in _NODES:  # somebody may have put a link there: chmod(2) follows it
+                os.chmod(f"/proc/self/fd/{node}", self._mode(entry))
+        finally:
+            os.close(node)
+
+    def _refused(self, entry: wire.Entry, failure: OSError | OverflowError) -> None:
+        self._done.problem(entry.path, f"it did not get all of its owner, mode and times: {failure}")
 
     def _mode(self, entry: wire.Entry) -> int:
         if self._allowed.setuid or not entry.mode & (stat.S_ISUID | stat.S_ISGID):

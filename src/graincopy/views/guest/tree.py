@@ -9,18 +9,39 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
-from graincopy.views.guest.wire import DEPTH, PIECE, Answer, Data, Entry, FileEnd, Hole, Missing, Problem, is_name
+from graincopy.views.guest.wire import (
+    DEPTH,
+    PIECE,
+    Answer,
+    Data,
+    Entry,
+    FileEnd,
+    Hole,
+    Missing,
+    Problem,
+    WireBroken,
+    checked,
+    is_name,
+)
 
 LINKS = 40  # followed on one path, as Linux does
 _NAMES_KEPT = 100_000  # files with several names whose first path is remembered
 _LOOKED_AT = 20_000  # names of a directory that are compared with one that is missing
-FAULTS = (OSError, ValueError, LookupError, OverflowError, RuntimeError)  # what readers of broken structures raise
+FAULTS = (
+    OSError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+)  # what readers of broken structures raise
 
 
 class Node:
@@ -108,7 +129,7 @@ def _near(tree: Tree[N], node: N, name: bytes) -> tuple[bytes, ...]:
 def listing(tree: Tree[N], node: N) -> Iterator[Answer]:
     """The entries of a directory, or the one entry of anything else."""
     if node.kind != "directory":
-        yield tree.entry(node, b"")
+        yield described(tree, node)
         return
     for name, child in tree.children(node):
         if isinstance(child, str) or not is_name(name):
@@ -121,9 +142,17 @@ def _unusable(child: Node | str) -> str:
     return child if isinstance(child, str) else "no file can have this name"
 
 
+def described(tree: Tree[N], node: N, path: bytes = b"") -> Entry:
+    """What is known of ``node``. Raises one of FAULTS, also for what the keeper would not believe."""
+    try:
+        return checked(tree.entry(node, path))
+    except WireBroken as impossible:
+        raise ValueError(str(impossible)) from impossible
+
+
 def _entry(tree: Tree[N], child: N, path: bytes) -> Entry | Problem:
     try:
-        return tree.entry(child, path)
+        return described(tree, child, path)
     except FAULTS as fault:
         return Problem(path, reason(fault))
 
@@ -179,10 +208,9 @@ class Walk(Generic[N]):
 
     def _one(self, path: bytes, node: N) -> Iterator[Answer]:
         """The entry, and a file's data. Of a file with several names the others are told as such."""
-        try:
-            entry = self._tree.entry(node, path)
-        except FAULTS as fault:
-            yield Problem(path, reason(fault))
+        entry = _entry(self._tree, node, path)
+        if isinstance(entry, Problem):
+            yield entry
             return
         first = self._named.get(node.identity) if node.kind == "file" else None
         if first is not None:

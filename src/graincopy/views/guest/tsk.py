@@ -9,17 +9,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from itertools import islice
 
 import pytsk3
 
 from graincopy.views.guest import directories
-from graincopy.views.guest.ext_inode import ENCRYPTED, INLINE, Inodes, Raw
-from graincopy.views.guest.tree import FAULTS, Node
+from graincopy.views.guest.ext_blocks import BlockMap
+from graincopy.views.guest.ext_inode import ENCRYPTED, EXTENTS, INLINE, Inodes, Raw
+from graincopy.views.guest.tree import Node
 from graincopy.views.guest.tsk_image import Image
 from graincopy.views.guest.wire import Entry
 
-_SORTED = 1 << 16  # names of a directory that are held and sorted, some 12 MiB
+_FOUND_KEPT = 64  # names that a path led over: it is walked again for the next request
 
 _TYPES = {
     "ext4": pytsk3.TSK_FS_TYPE_EXT_DETECT,
@@ -94,6 +94,7 @@ class TskTree:
         self._fs = pytsk3.FS_Info(self._image, offset=0, type=_TYPES[fs_type])
         self._inodes = Inodes(self._image.read) if fs_type == "ext4" else None
         self._ntfs = fs_type == "ntfs"
+        self._found: dict[tuple[int, bytes], int] = {}
 
     def root(self) -> TskNode:
         """The root directory."""
@@ -111,7 +112,7 @@ class TskTree:
 
     def children(self, node: TskNode) -> Iterator[tuple[bytes, TskNode | str]]:
         """Stretch by stretch of the directory in the order of the inodes: by name or hash, each would be a read."""
-        for number, name in in_disk_order(self._names(node)):
+        for number, name in directories.in_disk_order(self._names(node)):
             try:
                 yield name, self._open(number)
             except (OSError, ValueError) as fault:
@@ -119,24 +120,43 @@ class TskTree:
 
     def child(self, node: TskNode, name: bytes) -> TskNode | None:
         """The child called ``name``; on Windows' file systems also where only the case differs."""
+        key = (node.identity, name)
+        number = self._found.get(key)
+        if number is None:
+            ext = self._inodes is not None
+            number = directories.ext_find(*self._ext_blocks(node), name) if ext else self._find_folded(node, name)
+            if number is None:
+                return None
+            if len(self._found) >= _FOUND_KEPT:
+                self._found.clear()
+            self._found[key] = number
+        return self._open(number)
+
+    def _find_folded(self, node: TskNode, name: bytes) -> int | None:
         wanted = name.decode("utf-8", "surrogateescape").casefold()
         other: int | None = None
         for number, found in self._names(node):
             if found == name:
-                return self._open(number)
-            if self._inodes is None and other is None and found.decode("utf-8", "replace").casefold() == wanted:
+                return number
+            if other is None and found.decode("utf-8", "replace").casefold() == wanted:
                 other = number
-        return None if other is None else self._open(other)
+        return other
 
     def _names(self, node: TskNode) -> Iterator[tuple[int, bytes]]:
         if self._inodes is not None:
-            one = node.attribute(1)
-            if one is None:
-                raise ValueError("a directory without blocks")
-            return directories.ext_names(
-                lambda offset, length: node.part(one, offset, length), node.size, self._inodes.block
-            )
+            return directories.ext_names(*self._ext_blocks(node))
         return self._ntfs_names(node) if self._ntfs else self._other_names(node)
+
+    def _ext_blocks(self, node: TskNode) -> tuple[directories.Read, int, int]:
+        """How to read a directory, its size, and that of its blocks."""
+        assert self._inodes is not None
+        mapped = self._mapped(node)
+        if mapped is not None:
+            return mapped.read, node.size, self._inodes.block
+        one = node.attribute(1)
+        if one is None:
+            raise ValueError("a directory without blocks")
+        return (lambda offset, length: node.part(one, offset, length)), node.size, self._inodes.block
 
     def _ntfs_names(self, node: TskNode) -> Iterator[tuple[int, bytes]]:
         record, names = directories.ntfs_root_names(node.content(_INDEX_ROOT, b"$I30"))
@@ -198,6 +218,11 @@ class TskTree:
 
     def data(self, node: TskNode) -> Iterator[tuple[int, int]]:
         """From the runs, where they say it all; compressed and resident data is one range."""
+        self._refuse_wrong(node)
+        mapped = self._mapped(node)
+        if mapped is not None:
+            yield from mapped.runs(node.size)
+            return
         one = self._data_of(node)
         if one is None:
             return
@@ -212,17 +237,31 @@ class TskTree:
 
     def read(self, node: TskNode, offset: int, length: int) -> bytes:
         """Bytes of a file."""
+        mapped = self._mapped(node)
+        if mapped is not None:
+            return mapped.read(offset, length)
         one = self._data_of(node)
         return node.part(one, offset, length) if one is not None else b""
 
-    def _data_of(self, node: TskNode) -> pytsk3.Attribute | None:
-        """The attribute with the file's bytes. Raises ValueError for content that would come out wrong."""
+    def _mapped(self, node: TskNode) -> BlockMap | None:
+        """The blocks of an inode of the older kind of ext file systems."""
+        if node.raw is None or self._inodes is None or node.raw.flags & EXTENTS:
+            return None
+        return BlockMap(self._image.read, node.raw.data, self._inodes.block)
+
+    def _refuse_wrong(self, node: TskNode) -> None:
+        """Raise ValueError for content that would come out wrong."""
         if self._ntfs and _dos_flags(node) & _REPARSE_POINT:
             raise ValueError(
                 "its content lies elsewhere (a reparse point: compressed by Windows, deduplicated or remote)"
             )
         if node.raw and node.raw.flags & (INLINE | ENCRYPTED):
             raise ValueError("it is encrypted, or kept inside its inode")
+        if node.raw and self._inodes and node.size > self._inodes.most(node.raw):
+            raise ValueError("it says that it is larger than its file system lets any file be")
+
+    def _data_of(self, node: TskNode) -> pytsk3.Attribute | None:
+        """The attribute with the file's bytes. Raises ValueError when they are encrypted."""
         for kind in _DEFAULT:
             one = node.attribute(kind, b"") if kind == _DATA else node.attribute(kind)
             if one is not None:
@@ -230,24 +269,6 @@ class TskTree:
                     raise ValueError("it is encrypted by Windows")
                 return one
         return None
-
-
-def in_disk_order(names: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """``names``, with their inodes' numbers, sorted by these, a bounded number at a time. A fault comes after what
-    came before it."""
-    while True:
-        stretch: list[tuple[int, bytes]] = []
-        fault: Exception | None = None
-        try:
-            for one in islice(names, _SORTED):
-                stretch.append(one)
-        except FAULTS as caught:
-            fault = caught
-        yield from sorted(stretch)
-        if fault is not None:
-            raise fault
-        if len(stretch) < _SORTED:
-            return
 
 
 def _dos_flags(node: TskNode) -> int:
