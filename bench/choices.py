@@ -16,7 +16,7 @@ from lab import GIB, MIB, empty, machine, measure, mounted, run, scatter, scratc
 from graincopy.app.host import SystemChance, SystemClock, this_process
 from graincopy.media.memory import MemoryMedium
 from graincopy.model.restore_point import MapRoot
-from graincopy.repository.grainmap import Entries
+from graincopy.repository.entries import Entries
 from graincopy.repository.repository import Repository
 
 GRAINCOPY = os.path.join(os.path.dirname(sys.executable), "graincopy")

@@ -11,7 +11,7 @@ from graincopy.media.memory import MemoryMedium
 from graincopy.model.restore_point import AuditResult, DiskRecord, MapRoot, RestorePoint, RunRecord
 from graincopy.model.snapshot import Owner
 from graincopy.model.workload import Consistency, FileMetadata, Representation
-from graincopy.repository.grainmap import Entries
+from graincopy.repository.entries import Entries
 from graincopy.repository.records import PieceKind
 from graincopy.repository.repository import Repository
 from graincopy.repository.store import Session

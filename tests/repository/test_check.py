@@ -144,7 +144,7 @@ def test_one_damaged_chunk_affects_only_the_points_that_have_it() -> None:
     index = repository.load_index(fresh=True)
     found = index.locate(repository.codec.piece_ids(PieceKind.CHUNK, [grain(0), grain(19)]))
     for at, affected in ((0, {first.id}), (1, {first.id, second.id})):
-        pack = found.packs[int(found.pack[at])]
+        pack = found.pack_ref(int(found.pack[at]))
         whole = repository.medium.get(pack.name)
         replace(repository, pack.name, flip(whole, int(found.offset[at]) + 5))
         (finding,) = check(repository, data=True)

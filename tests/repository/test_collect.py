@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from shelves import (
     OWNER,
@@ -287,6 +288,26 @@ def test_a_run_whose_record_is_damaged_is_waited_for_and_fenced_when_it_is_silen
     assert outcome.fenced == (run.id,)
     assert outcome.swept > 0
     assert left_over(repository) == []
+
+
+def test_a_sparse_pack_that_cannot_be_read_is_kept_and_named() -> None:
+    repository = make()
+    first = back_up(repository, {at: grain(at) for at in range(60)})
+    (sparse,) = [pack for pack in list_packs(repository.medium) if pack.kind is PieceKind.CHUNK]
+    last = back_up(repository, {at: grain(f"new {at}") for at in range(50)}, base=first)
+    repository.delete_point(first.id)
+    found = repository.load_index(fresh=True).locate(repository.codec.piece_ids(PieceKind.CHUNK, [grain(59)]))
+    whole = bytearray(repository.medium.get(sparse.name))
+    whole[int(found.offset[0]) + 99] ^= 1  # the nine live ones before it have been stored anew by then
+    repository.medium.delete(sparse.name)
+    repository.medium.put(sparse.name, [whole])
+    assert run_collect(repository).kept_damaged == (sparse.name,)
+    assert repository.medium.get(sparse.name) == whole
+    opened = reopen(repository)
+    with pytest.raises(ObjectDamaged):
+        content_of(opened, last)
+    others = opened.map.lookup(last.disks[0].root, np.arange(59))
+    assert dict(opened.read_chunks(others)) == {at: grain(f"new {at}" if at < 50 else at) for at in range(59)}
 
 
 def test_damaged_condemnations_are_dropped_by_the_next_collect() -> None:

@@ -13,9 +13,10 @@ from shelves import FixedChance, FixedClock, content_of, objects
 
 from graincopy.core.errors import ObjectDamaged, PassphraseMissing, PassphraseWrong
 from graincopy.media.directory import DirectoryMedium
-from graincopy.repository import format, frame
+from graincopy.repository import format, format_segment, frame
 from graincopy.repository.check import check
 from graincopy.repository.collect import collect
+from graincopy.repository.format_segment import Rows
 from graincopy.repository.records import ObjectKind, PackRef, PieceKind
 from graincopy.repository.repository import Repository
 
@@ -24,6 +25,7 @@ sys.path.insert(0, GOLDEN)
 from make import text, trial  # noqa: E402
 
 PASSPHRASES = [("format-1-encrypted", b"golden"), ("format-1-encrypted", b"deputy"), ("format-1-plain", None)]
+GENERATED = b"graincopy-cg5nesbiwczxfjcwsnt3fn7jxlrah2fwwpzqyqryp2zhh2sxfchlmqcb"
 FIRST = {at: text(at) for at in (0, 1, 7, 8, 63, 64, 99)}
 
 
@@ -76,7 +78,18 @@ def test_what_was_added_later_is_read(golden) -> None:
     assert [name for name in objects(repository) if name.startswith(("history", "restores", "points"))] == []
 
 
+@pytest.mark.parametrize("passphrase", [GENERATED, b"deputy"])
+def test_a_generated_passphrase_stays_what_it_was(golden, passphrase: bytes) -> None:
+    repository = golden("format-1-generated", passphrase)
+    kdfs = {key.kdf for key in repository.keys()}  # noqa: SIM118 (no mapping)
+    assert kdfs == {"blake3", "argon2id"}
+    assert content_of(repository, repository.points()[0]) == {at: text(at) for at in (0, 3, 70)}
+    assert check(repository, data=True) == ()
+
+
 def test_it_is_opened_by_nothing_else(golden) -> None:
+    with pytest.raises(PassphraseWrong):
+        golden("format-1-generated", GENERATED[:-1] + b"z")
     with pytest.raises(PassphraseMissing):
         golden("format-1-encrypted", None)
     with pytest.raises(PassphraseWrong):
@@ -164,14 +177,14 @@ def test_a_node_byte_by_byte() -> None:
 def test_a_segment_byte_by_byte() -> None:
     ids = np.frombuffer(b"i" * 32, np.uint8).reshape(1, 32)
     column = [np.array([value], np.uint32) for value in (0, 16, 77)]
-    rows = format.Rows((PackRef("ab" * 16, PieceKind.CHUNK, 1000),), ids, *column)
-    data = format.encode_segment(rows)
+    rows = Rows((PackRef("ab" * 16, PieceKind.CHUNK, 1000),), ids, *column)
+    data = format_segment.encode_segment(rows)
     assert data == struct.pack("<IIQ", 1, 1, 1) + b"\xab" * 16 + b"\x01" + struct.pack(
         "<Q", 1000
     ) + b"i" * 32 + struct.pack("<III", 0, 16, 77)
     for wrong in (b"", data[:-1], data + b"\0", data[:16] + b"\xab" * 16 + b"\x09" + data[33:]):
         with pytest.raises(frame.Malformed):
-            format.decode_segment(wrong)
+            format_segment.decode_segment(wrong)
 
 
 def test_a_frame_byte_by_byte() -> None:

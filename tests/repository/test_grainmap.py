@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from graincopy.core.errors import ObjectDamaged
 from graincopy.core.extent import Extents
 from graincopy.model.restore_point import MapRoot
-from graincopy.repository.grainmap import CHUNK, ZERO, Entries, GrainMap, height_for
+from graincopy.repository.entries import CHUNK, ZERO, Entries
+from graincopy.repository.grainmap import GrainMap, height_for
 
 COUNTS = st.integers(0, 5000)
 CHANGES = st.dictionaries(st.integers(0, 4999), st.integers(0, 3), max_size=60)

@@ -13,7 +13,7 @@ from graincopy.app.answer import Answer
 from graincopy.app.reading import workload_named
 from graincopy.app.shown import plan_answer
 from graincopy.app.wiring import Wiring
-from graincopy.core.errors import CheckFailed, MediumFull, MediumReadOnly, UsageWrong, printable
+from graincopy.core.errors import DONE, WARNED, CheckFailed, MediumFull, MediumReadOnly, UsageWrong, printable
 from graincopy.core.units import format_size
 from graincopy.model.retention import RetentionPolicy
 from graincopy.repository.check import Finding
@@ -79,7 +79,11 @@ def collect(wiring: Wiring, values: Values) -> Answer:
     )
     verb = "would free" if values["dry_run"] else "freed"
     line = f"{verb} {format_size(outcome.freed_bytes)} in {outcome.swept} packs; {outcome.repacked} packs rewritten"
-    return Answer(msgspec.to_builtins(outcome), (line,))
+    warnings = tuple(
+        f"{name} cannot be read and was kept; graincopy check --data says whom that concerns"
+        for name in outcome.kept_damaged
+    )
+    return Answer(msgspec.to_builtins(outcome), (line,), WARNED if warnings else DONE, warnings)
 
 
 def check(wiring: Wiring, values: Values) -> Answer:

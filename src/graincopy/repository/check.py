@@ -20,13 +20,13 @@ from graincopy.core.extent import Mask
 from graincopy.core.ids import PointId
 from graincopy.model.restore_point import MapRoot, RestorePoint, RestoreRecord, RunRecord, Trial
 from graincopy.repository import opening, segments, unlock
-from graincopy.repository.format import Ids, Rows
+from graincopy.repository.format import Ids
+from graincopy.repository.format_segment import Rows
 from graincopy.repository.index import Index, rows_of
 from graincopy.repository.pack import is_pack_name, list_packs
 from graincopy.repository.points import point_name
 from graincopy.repository.records import Beat, Condemned, ObjectKind, PackRef, PieceKind, Suspect
 from graincopy.repository.repository import Repository
-from graincopy.repository.segments import SegmentCache
 
 _ROUNDS = 3
 _PACKS = tuple(kind.folder for kind in PieceKind)
@@ -152,7 +152,7 @@ class _Check:
             self._try(
                 name,
                 lambda name=name: rows.append(  # type: ignore[misc]
-                    segments.read_segment(repository.medium, repository.codec, SegmentCache(None), name)
+                    segments.read_segment(repository.medium, repository.codec, name)
                 ),
             )
         return rows
@@ -265,7 +265,7 @@ class _Reach:
         if found.row[0] < 0:
             self.wrong[f"piece {piece.tobytes().hex()}"] = "it is in no pack"
             return -1
-        pack = found.packs[int(found.pack[0])]
+        pack = found.pack_ref(int(found.pack[0]))
         if pack.name in self._check._bad_packs:
             self.wrong[pack.name] = self._check._bad_packs[pack.name]
             return -1

@@ -48,7 +48,7 @@ class Order:
         numbers = sorted(set(found.pack[found.pack >= 0].tolist()))  # numpy.unique would import numpy.ma first
         for at, number in enumerate(numbers):
             here = np.flatnonzero(found.pack == number)
-            pack: PackRef = found.packs[number]
+            pack: PackRef = found.pack_ref(number)
             try:
                 pieces, read = reader.fetch(pack, self._ids[wanted[here]], found.offset[here], found.length[here])
             except (ObjectDamaged, ObjectMissing) as failure:

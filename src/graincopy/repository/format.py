@@ -1,4 +1,4 @@
-"""Repository format 1 (draft): with ``frame`` the only module that turns values into bytes and back.
+"""Repository format 1 (draft): with ``frame`` and ``format_segment`` all that turns values into bytes and back.
 
 Everything is little-endian. ``docs/format/repository-1.md`` says the same in prose; the golden repositories
 under ``tests/golden`` hold both to it. Nothing here knows keys, names on a medium, or the medium.
@@ -6,7 +6,7 @@ under ``tests/golden`` hold both to it. Nothing here knows keys, names on a medi
     envelope   every other small object     header, sealed body
     pack       data/…, node/…               header, pieces, sealed directory, trailer
     node       a piece of a node pack       header, bitmap of slots, ids, kinds
-    segment    inside an index envelope     pack table and columns
+    segment    inside an index envelope     in ``format_segment``
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from graincopy.core.extent import Array
 from graincopy.repository.frame import VERSION, Malformed, TooNew
-from graincopy.repository.records import ObjectKind, PackRef, PieceKind
+from graincopy.repository.records import ObjectKind, PieceKind
 
 Ids = NDArray[np.uint8]  # (n, 32)
 
@@ -247,60 +247,3 @@ def _groups(values: Array) -> tuple[Array, Array]:
     """Distinct values of an ascending array that is not empty, and where each begins."""
     starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
     return values[starts], starts
-
-
-# --- index segments -------------------------------------------------------------------------------
-
-_SEGMENT = struct.Struct("<IIQ")  # segment layout, packs, pieces
-SEGMENT_LAYOUT = 1
-_PACK_ROW = np.dtype([("id", "V16"), ("kind", "u1"), ("size", "<u8")])
-
-
-class Rows(msgspec.Struct, frozen=True, eq=False):
-    """Where pieces lie: columns of equal length. ``pack`` numbers the rows of ``packs``."""
-
-    packs: tuple[PackRef, ...]
-    ids: Ids
-    pack: NDArray[np.uint32]
-    offset: NDArray[np.uint32]
-    length: NDArray[np.uint32]  # sealed bytes
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def encode_segment(rows: Rows) -> bytes:
-    """Pack table, then the columns one after the other."""
-    table = np.empty(len(rows.packs), _PACK_ROW)
-    table["id"] = np.frombuffer(b"".join(bytes.fromhex(pack.id) for pack in rows.packs), "V16")
-    table["kind"] = [pack.kind for pack in rows.packs]
-    table["size"] = [pack.size for pack in rows.packs]
-    columns = (column.astype("<u4").tobytes() for column in (rows.pack, rows.offset, rows.length))
-    head = _SEGMENT.pack(SEGMENT_LAYOUT, len(rows.packs), len(rows))
-    return b"".join((head, table.tobytes(), rows.ids.tobytes(), *columns))
-
-
-def decode_segment(data: bytes) -> Rows:
-    """Raises Malformed."""
-    if len(data) < _SEGMENT.size:
-        raise Malformed("it is truncated")
-    layout, pack_count, count = _SEGMENT.unpack_from(data)
-    if layout != SEGMENT_LAYOUT:
-        raise TooNew(layout)
-    if len(data) != _SEGMENT.size + pack_count * _PACK_ROW.itemsize + count * 44:
-        raise Malformed("it has the wrong length")
-    table = np.frombuffer(data, _PACK_ROW, pack_count, _SEGMENT.size)
-    packs = tuple(_pack_ref(row) for row in table.tolist())
-    start = _SEGMENT.size + table.nbytes
-    ids = np.frombuffer(data, np.uint8, count * 32, start).reshape(-1, 32)
-    columns = np.frombuffer(data, "<u4", count * 3, start + ids.nbytes).reshape(3, count)
-    if count and int(columns[0].max()) >= pack_count:
-        raise Malformed("it names a pack that it does not list")
-    return Rows(packs, ids, columns[0], columns[1], columns[2])
-
-
-def _pack_ref(row: tuple[bytes, int, int]) -> PackRef:
-    name, kind, size = row
-    if kind not in PieceKind._value2member_map_:
-        raise Malformed(f"packs of kind {kind} are not known")
-    return PackRef(bytes(name).hex(), PieceKind(kind), size)

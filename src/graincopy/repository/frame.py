@@ -1,6 +1,7 @@
 """Repository format 1 (draft), its outermost layer: records as msgpack, and frames that are read without a key.
 
-This and ``format`` are the only modules that turn values into bytes and back (docs/format/repository-1.md). It stands
+This, ``format`` and ``format_segment`` are the only modules that turn values into bytes and back
+(docs/format/repository-1.md). It stands
 apart because keys are unwrapped while everything else is still being imported: nothing heavy is imported here.
 
     frame      config, keys/<id>            magic, version, body, checksum: readable without any key

@@ -16,18 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from graincopy.core.errors import ObjectDamaged
 from graincopy.core.extent import Array, Extents, Mask
 from graincopy.core.ids import PieceId
 from graincopy.model.restore_point import MapRoot
 from graincopy.repository import format, frame
+from graincopy.repository.entries import CHUNK, ZERO, Entries, between, check_changes, distinct_ids, unequal
 from graincopy.repository.format import Ids
 
-ZERO = 0  # every byte of the grain is zero; never stored
-CHUNK = 1  # the grain is the chunk of that id
-_KINDS = (ZERO, CHUNK)
 _NODE = 1  # kind of every entry above the leaves
 _BATCH = 2048  # nodes in memory at a time
 _MOST_GRAINS = 1 << 62
@@ -35,55 +32,6 @@ _MOST_GRAINS = 1 << 62
 ReadNodes = Callable[[Ids], Sequence[bytes]]
 WriteNodes = Callable[[Sequence[bytes]], Ids]
 Marker = Callable[[Ids], Mask]
-
-
-class Entries(msgspec.Struct, frozen=True, eq=False):
-    """What some grains hold: grain numbers, kinds (ZERO, CHUNK) and ids (all zero for ZERO)."""
-
-    grains: Array
-    kinds: NDArray[np.uint8]
-    ids: Ids
-
-    def __len__(self) -> int:
-        return len(self.grains)
-
-    @classmethod
-    def empty(cls) -> Entries:
-        """No entries."""
-        return cls(np.empty(0, np.int64), np.empty(0, np.uint8), np.empty((0, 32), np.uint8))
-
-    @classmethod
-    def zeros(cls, grains: Array) -> Entries:
-        """``grains`` are zero."""
-        return cls(grains, np.zeros(len(grains), np.uint8), np.zeros((len(grains), 32), np.uint8))
-
-    @classmethod
-    def chunks(cls, grains: Array, ids: Ids) -> Entries:
-        """``grains`` are the chunks ``ids``."""
-        return cls(grains, np.full(len(grains), CHUNK, np.uint8), ids)
-
-    @classmethod
-    def join(cls, parts: Sequence[Entries]) -> Entries:
-        """One after the other."""
-        if not parts:
-            return cls.empty()
-        return cls(
-            np.concatenate([part.grains for part in parts]),
-            np.concatenate([part.kinds for part in parts]),
-            np.concatenate([part.ids for part in parts]),
-        )
-
-    def pick(self, which: NDArray[np.bool_] | Array | slice) -> Entries:
-        """Some of them."""
-        return Entries(self.grains[which], self.kinds[which], self.ids[which])
-
-    def settled(self) -> Entries:
-        """Ascending, each grain once: the last word about a grain counts."""
-        if len(self) < 2 or bool((self.grains[1:] > self.grains[:-1]).all()):
-            return self
-        order = np.argsort(self.grains, kind="stable")
-        last = np.append(self.grains[order][1:] != self.grains[order][:-1], True)
-        return self.pick(order[last])
 
 
 def height_for(grain_count: int, fan_out: int) -> int:
@@ -138,10 +86,10 @@ class GrainMap:
         top = max(one.height, other.height) + 1
         left, right = self._hang(one, top), self._hang(other, top)
         for level in range(top - 1, 0, -1):
-            left, right = _unequal(left, right)
+            left, right = unequal(left, right)
             left = Entries.join((self._children(level, left), self._hang(one, level)))
             right = Entries.join((self._children(level, right), self._hang(other, level)))
-        left, right = _unequal(left, right)
+        left, right = unequal(left, right)
         return Extents.from_points(np.concatenate(list(self._differing_grains(left, right))))
 
     def reachable(self, roots: Iterable[MapRoot], mark: Marker) -> None:
@@ -178,7 +126,7 @@ class GrainMap:
         grain outside ``[0, grain_count)``.
         """
         changes = changes.settled()
-        _check_changes(changes, grain_count)
+        check_changes(changes, grain_count)
         height = height_for(grain_count, self.fan_out)
         if grain_count == 0:
             return MapRoot()
@@ -216,12 +164,12 @@ class GrainMap:
         for start in range(0, len(numbers), _BATCH):
             batch = numbers[start : start + _BATCH]
             low, high = int(batch[0]), int(batch[-1]) + 1
-            nodes = _between(old.nodes, low, high)
+            nodes = between(old.nodes, low, high)
             if level == 0:
                 held = self._decode(0, nodes.grains, nodes.ids)
             else:
-                held = _between(old.held, low * self.fan_out, high * self.fan_out)
-            fresh = _between(changes, low * self.fan_out, high * self.fan_out)
+                held = between(old.held, low * self.fan_out, high * self.fan_out)
+            fresh = between(changes, low * self.fan_out, high * self.fan_out)
             merged = Entries.join((held, fresh)).settled()
             merged = merged.pick((merged.kinds != ZERO) & (merged.grains < limit))
             full, contents = format.encode_nodes(level, self.fan_out, merged.grains, merged.kinds, merged.ids)
@@ -279,8 +227,8 @@ class GrainMap:
         numbers = np.union1d(left.grains, right.grains)
         for start in range(0, len(numbers), _BATCH):
             low, high = int(numbers[start]), int(numbers[min(start + _BATCH, len(numbers)) - 1]) + 1
-            mine, theirs = _between(left, low, high), _between(right, low, high)
-            mine, theirs = _unequal(self._decode(0, mine.grains, mine.ids), self._decode(0, theirs.grains, theirs.ids))
+            mine, theirs = between(left, low, high), between(right, low, high)
+            mine, theirs = unequal(self._decode(0, mine.grains, mine.ids), self._decode(0, theirs.grains, theirs.ids))
             yield np.union1d(mine.grains, theirs.grains)
 
 
@@ -289,37 +237,3 @@ class _Level(msgspec.Struct, frozen=True, eq=False):
 
     nodes: Entries
     held: Entries
-
-
-def _check_changes(changes: Entries, grain_count: int) -> None:
-    if not bool(np.isin(changes.kinds, _KINDS).all()):
-        raise ValueError("a change is of a kind that is not known")
-    if len(changes) and (int(changes.grains[0]) < 0 or int(changes.grains[-1]) >= grain_count):
-        raise ValueError(f"a change lies outside the {grain_count} grains of the disk")
-
-
-def _between(entries: Entries, low: int, high: int) -> Entries:
-    """Those at positions ``[low, high)`` of ascending ``entries``."""
-    first, last = np.searchsorted(entries.grains, [low, high])
-    return entries.pick(slice(int(first), int(last)))
-
-
-def _unequal(left: Entries, right: Entries) -> tuple[Entries, Entries]:
-    """Both without the positions at which they hold the same. Both ascend."""
-    _, mine, theirs = np.intersect1d(left.grains, right.grains, assume_unique=True, return_indices=True)
-    same = (left.kinds[mine] == right.kinds[theirs]) & (left.ids[mine] == right.ids[theirs]).all(axis=1)
-    keep_left, keep_right = np.ones(len(left), np.bool_), np.ones(len(right), np.bool_)
-    keep_left[mine[same]] = False
-    keep_right[theirs[same]] = False
-    return left.pick(keep_left), right.pick(keep_right)
-
-
-def distinct_ids(ids: Ids) -> Ids:
-    """Each id once. Ids have equal length, so that NumPy's padding of S32 cannot confuse two of them."""
-    if len(ids) < 2:
-        return ids
-    flat = np.ascontiguousarray(ids).view("S32").ravel()
-    order = np.argsort(flat, kind="stable")
-    fresh: Mask = np.append(True, flat[order][1:] != flat[order][:-1])
-    distinct: Ids = ids[order[fresh]]
-    return distinct

@@ -1,4 +1,4 @@
-"""The index in memory: which pack holds a piece. Immutable sorted arrays; a piece costs 52 bytes.
+"""The index: which pack holds a piece. A few sorted runs, in memory (index_run.py) or in files (index_cache.py).
 
 How it lies on the medium is in segments.py.
 """
@@ -6,104 +6,119 @@ How it lies on the medium is in segments.py.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from graincopy.core.extent import Array, Mask
-from graincopy.repository.format import Ids, Rows
+from graincopy.repository.format import Ids
+from graincopy.repository.format_segment import Rows
+from graincopy.repository.index_run import Hits, MemoryRun, Run, keys_of
 from graincopy.repository.pack import PackDirectory
 from graincopy.repository.records import PackRef
 
+LONGEST = 1 << 22  # rows of a run that was merged: half a gigabyte while it is sorted
 _NO_ROWS = Rows((), np.empty((0, 32), np.uint8), *(np.empty(0, np.uint32) for _ in range(3)))
-
-
-class _Run(msgspec.Struct, frozen=True, eq=False):
-    """Rows sorted by the first eight bytes of their ids. Equal keys follow one another, at most ``repeats``."""
-
-    keys: NDArray[np.uint64]
-    rows: Rows
-    repeats: int
 
 
 class Index:
     """Immutable: id → pack, offset, length. Safe to use from several threads."""
 
-    def __init__(self, runs: tuple[_Run, ...] = ()) -> None:
-        self._runs = runs
-        self.packs: tuple[PackRef, ...] = tuple(pack for run in runs for pack in run.rows.packs)
+    def __init__(self, runs: tuple[Run, ...] = (), without: frozenset[str] = frozenset()) -> None:
+        """What is in the packs of the object names ``without`` is not known."""
+        self._runs, self._without = runs, without
+        self._usable = tuple(_usable(run, without) for run in runs)
 
     @classmethod
     def of(cls, rows: Iterable[Rows]) -> Index:
         """From rows in any order; packs that occur twice are made one."""
-        merged = merge_rows(list(rows))
-        return cls((_sort(merged),) if len(merged) else ())
+        run = MemoryRun.of(merge_rows(list(rows)))
+        return cls((run,) if len(run) else ())
+
+    @property
+    def packs(self) -> tuple[PackRef, ...]:
+        """Every pack, also those that do not count; one that two runs list occurs twice."""
+        return tuple(chain.from_iterable(run.packs for run in self._runs))
 
     def __len__(self) -> int:
         """Rows, of which several may be about one piece."""
-        return sum(len(run.rows) for run in self._runs)
+        return sum(len(run) for run in self._runs)
 
     def adding(self, rows: Rows) -> Index:
         """This index and ``rows``. Runs of like length are merged: adding n packs costs O(n log n) in all."""
         if not len(rows):
             return self
-        runs, fresh = list(self._runs), [rows]
-        size = len(rows)
-        while runs and len(runs[-1].rows) <= 2 * size:
-            last = runs.pop().rows
-            fresh.append(last)
-            size += len(last)
-        return Index((*runs, _sort(merge_rows(fresh))))
+        runs, merged = merged_with(self._runs, [rows])
+        return Index((*runs, merged), self._without)
 
     def excluding(self, names: Collection[str]) -> Index:
-        """This index without what is in the packs of these object names."""
-        if not any(pack.name in names for pack in self.packs):
-            return self
-        rows = self.rows()
-        return Index.of([keep_rows(rows, np.array([pack.name not in names for pack in rows.packs])[rows.pack])])
+        """This index, in which what is in the packs of these object names is not known."""
+        return Index(self._runs, self._without | frozenset(names))
 
     def known(self, ids: Ids) -> Mask:
         """For each id whether a pack holds it."""
         mask = np.zeros(len(ids), np.bool_)
-        wanted = _keys(ids)
-        for run in self._runs:
+        keys = keys_of(ids)
+        for run, usable in zip(self._runs, self._usable, strict=True):
             left = np.flatnonzero(~mask)
-            mask[left] = _find(run, wanted[left], ids[left], None) >= 0
+            mask[left] = run.find(keys[left], ids[left], usable).row >= 0
         return mask
 
     def locate(self, ids: Ids, without: Collection[str] = ()) -> Located:
         """Where each of ``ids`` lies, packs of the object names ``without`` left out; -1 where none is known."""
-        found = Located(self.packs, *(np.full(len(ids), -1, np.int64) for _ in range(4)))
-        wanted = _keys(ids)
-        first_pack = first_row = 0
+        hits, keys = Hits.none(len(ids)), keys_of(ids)
+        first_row = first_pack = 0
         for run in self._runs:
-            left = np.flatnonzero(found.row < 0)
+            left = np.flatnonzero(hits.row < 0)
             if not len(left):
                 break
-            at = _find(run, wanted[left], ids[left], _usable(run, without))
-            hit, row = left[at >= 0], at[at >= 0]
-            found.row[hit] = row + first_row
-            found.pack[hit] = run.rows.pack[row].astype(np.int64) + first_pack
-            found.offset[hit] = run.rows.offset[row]
-            found.length[hit] = run.rows.length[row]
-            first_pack += len(run.rows.packs)
-            first_row += len(run.rows)
-        return found
+            found = run.find(keys[left], ids[left], _usable(run, self._without.union(without)))
+            hits.put(left, found, first_row, first_pack)
+            first_row, first_pack = first_row + len(run), first_pack + len(run.packs)
+        return Located(tuple(run.packs for run in self._runs), hits.row, hits.pack, hits.offset, hits.length)
 
     def rows(self) -> Rows:
-        """Everything, in the order of the row numbers that :meth:`locate` gives."""
-        return self._runs[0].rows if len(self._runs) == 1 else merge_rows([run.rows for run in self._runs])
+        """Everything, in the order of the row numbers that :meth:`locate` gives; of an index that was loaded whole."""
+        found = [run.rows() for run in self._runs]
+        whole = [rows for rows in found if rows is not None]
+        assert len(whole) == len(found)  # it is in memory
+        return whole[0] if len(whole) == 1 else merge_rows(whole)
 
 
 class Located(msgspec.Struct, frozen=True, eq=False):
-    """Columns, one place per id that was asked for. ``pack`` numbers ``packs``; -1 in all: not known."""
+    """Columns, one place per id that was asked for. ``pack`` numbers the packs of all tables; -1 in all: not known."""
 
-    packs: tuple[PackRef, ...]
+    tables: tuple[Sequence[PackRef], ...]
     row: Array
     pack: Array
     offset: Array
     length: Array
+
+    def pack_ref(self, number: int) -> PackRef:
+        """The pack that ``pack`` calls ``number``. Raises IndexError."""
+        for table in self.tables:
+            if number < len(table):
+                return table[number]
+            number -= len(table)
+        raise IndexError(number)
+
+
+def merged_with(runs: Sequence[Run], fresh: Sequence[Rows]) -> tuple[tuple[Run, ...], MemoryRun]:
+    """``fresh`` as one run, together with the last of ``runs`` that are not much longer; and the others.
+
+    So there are few runs, and n parts that come one by one cost O(n log n) in all. No run gets longer than ``LONGEST``.
+    """
+    left, parts = list(runs), list(fresh)
+    size = sum(len(rows) for rows in parts)
+    while left and len(left[-1]) <= min(2 * size, LONGEST - size):
+        last = left[-1].rows()
+        if last is None:
+            break
+        left.pop()
+        parts.append(last)
+        size += len(last)
+    return tuple(left), MemoryRun.of(merge_rows(parts))
 
 
 def merge_rows(many: Sequence[Rows]) -> Rows:
@@ -141,46 +156,8 @@ def keep_rows(rows: Rows, keep: Mask) -> Rows:
     return Rows(packs, rows.ids[keep], pack.astype(np.uint32), rows.offset[keep], rows.length[keep])
 
 
-def _keys(ids: Ids) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
-
-
-def _sort(rows: Rows) -> _Run:
-    """Sort, and drop rows that say the very same (a pack that two segments list)."""
-    keys = _keys(rows.ids)
-    order = np.lexsort((rows.offset, rows.pack, keys))
-    keys = keys[order]
-    same = np.append(False, keys[1:] == keys[:-1])
-    if bool(same.any()):
-        before = np.append(order[:1], order[:-1])
-        same &= (rows.pack[order] == rows.pack[before]) & (rows.offset[order] == rows.offset[before])
-        order, keys = order[~same], keys[~same]
-    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
-    repeats = int(np.diff(np.append(starts, len(keys))).max()) if len(keys) else 0
-    picked = Rows(rows.packs, rows.ids[order], rows.pack[order], rows.offset[order], rows.length[order])
-    return _Run(keys, picked, repeats)
-
-
-def _usable(run: _Run, without: Collection[str]) -> Mask | None:
+def _usable(run: Run, without: Collection[str]) -> Mask | None:
     """For each pack of ``run`` whether it may be used; None: all may."""
     if not without:
         return None
-    return np.array([pack.name not in without for pack in run.rows.packs], np.bool_)
-
-
-def _find(run: _Run, wanted: NDArray[np.uint64], ids: Ids, usable: Mask | None) -> Array:
-    """Row of each id, or -1."""
-    found = np.full(len(wanted), -1, np.int64)
-    at = np.searchsorted(run.keys, wanted).astype(np.int64)
-    left = np.arange(len(wanted))
-    for _ in range(run.repeats):
-        left = left[at[left] < len(run.keys)]
-        left = left[run.keys[at[left]] == wanted[left]]
-        row = at[left]
-        hit = (run.rows.ids[row] == ids[left]).all(axis=1)
-        if usable is not None:
-            hit &= usable[run.rows.pack[row]]
-        found[left[hit]] = row[hit]
-        left = left[~hit]
-        at[left] += 1
-    return found
+    return np.array([pack.name not in without for pack in run.packs], np.bool_)

@@ -45,7 +45,7 @@ class Marks:
         for piece in self.missing:
             found = self._index.locate(np.frombuffer(piece, np.uint8).reshape(1, 32))
             at = int(found.pack[0])
-            raise ObjectMissing(name=found.packs[at].name if at >= 0 else f"piece {piece.hex()}")
+            raise ObjectMissing(name=found.pack_ref(at).name if at >= 0 else f"piece {piece.hex()}")
 
     def live_bytes(self) -> dict[str, int]:
         """Pack id → marked bytes in it, directory entries included; packs without any are left out."""

@@ -22,7 +22,7 @@ from graincopy.core.units import MIB
 from graincopy.media.base import Buffer, Medium
 from graincopy.model.snapshot import Existing
 from graincopy.repository import format, frame
-from graincopy.repository.codec import Codec, PackOpener, PackSealer, compress
+from graincopy.repository.codec import ZSTD_LEVEL, Codec, PackOpener, PackSealer, compress
 from graincopy.repository.format import Ids
 from graincopy.repository.records import PackRef, PieceKind, pack_name
 
@@ -69,7 +69,7 @@ class PackWriter:
         self._codec, self._medium, self._chance = codec, medium, chance
         self._on_put, self._claim = on_put, claim
         self._target = max(target_size, format.PACK_HEADER_SIZE)
-        self._zstd = zstandard.ZstdCompressor(level=1)
+        self._zstd = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
         self._size = self._target + codec.limit(kind) + format.PIECE_OVERHEAD
         self._view = memoryview(b"")  # the buffer, while a pack is being filled
         self._sealer: PackSealer | None = None
@@ -81,7 +81,8 @@ class PackWriter:
     def add(self, piece: PieceId, content: bytes | memoryview) -> int:
         """Store ``content``; bytes that it takes in the repository's packs, 0 when somebody else stores it.
 
-        Raises whatever the medium raises when the pack is full and put; the writer is then of no more use.
+        Raises ValueError for content beyond the limit of its kind, and whatever the medium raises when the pack is full
+        and put; the writer is then of no more use.
         """
         if self._claim is not None and not self._claim(piece):
             return 0

@@ -11,12 +11,12 @@ from graincopy.core.units import MIB
 from graincopy.media.base import Medium
 from graincopy.repository import segments
 from graincopy.repository.codec import Codec
+from graincopy.repository.entries import CHUNK, Entries, distinct_ids
 from graincopy.repository.fetch import Order
 from graincopy.repository.format import Ids
-from graincopy.repository.grainmap import CHUNK, Entries, distinct_ids
 from graincopy.repository.index import Index, rows_of
+from graincopy.repository.index_cache import IndexCache
 from graincopy.repository.pack import PackReader, list_packs
-from graincopy.repository.segments import SegmentCache
 
 _READ_BATCH = 8 * MIB  # bytes of content that read_chunks holds at a time
 
@@ -32,7 +32,7 @@ class Pieces:
     """The pieces of one repository. Safe to use from several threads."""
 
     def __init__(
-        self, medium: Medium, codec: Codec, cache: SegmentCache, fenced: Callable[[str], bool], grain_size: int
+        self, medium: Medium, codec: Codec, cache: IndexCache, fenced: Callable[[str], bool], grain_size: int
     ) -> None:
         """``fenced`` tells whose index segments are passed over; ``grain_size`` is in bytes."""
         self.reader = PackReader(codec, medium)
@@ -46,13 +46,16 @@ class Pieces:
         with self._lock:
             if self._index is not None and not fresh and not rebuild:
                 return self._index
-        loaded = segments.load(self._medium, self._codec, self._cache, self._fenced)
-        found = loaded.index
-        if loaded.damaged or rebuild:
-            found = self._with_unlisted_packs(found)
+        loaded = self._load(whole=rebuild)
+        if loaded.damaged and not rebuild:
+            loaded = self._load(whole=True)
+        found = self._with_unlisted_packs(loaded.index) if loaded.damaged or rebuild else loaded.index
         with self._lock:
             self._index = found
         return found
+
+    def _load(self, *, whole: bool) -> segments.Loaded:
+        return segments.load(self._medium, self._codec, self._cache, self._fenced, whole=whole)
 
     def _with_unlisted_packs(self, known: Index) -> Index:
         """``known`` and what lies in packs that it does not have, as far as their directories can be read."""
@@ -79,6 +82,8 @@ class Pieces:
         for again in ({}, {"fresh": True}, {"rebuild": True}):
             if order.open:
                 order.fill(self.load_index(**again), self.reader)
+                if again.get("rebuild"):
+                    self._cache.clear()  # it lacked what the medium has, or others will read the medium once more
         return Fetched(order.contents(), order.fetched_bytes)
 
     def read_nodes(self, ids: Ids) -> list[bytes]:

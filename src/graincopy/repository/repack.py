@@ -10,7 +10,7 @@ from graincopy.core.errors import ObjectDamaged, ObjectMissing
 from graincopy.core.extent import Mask
 from graincopy.core.ids import PieceId, new_id
 from graincopy.repository import segments
-from graincopy.repository.format import Rows
+from graincopy.repository.format_segment import Rows
 from graincopy.repository.index import Index, keep_rows, merge_rows, rows_of
 from graincopy.repository.pack import PackDirectory, PackWriter, list_packs
 from graincopy.repository.records import PackRef, PieceKind

@@ -27,6 +27,7 @@ from graincopy.repository import format, frame, keys, opening, unlock
 from graincopy.repository.codec import Codec, master_sealer
 from graincopy.repository.grainmap import GrainMap
 from graincopy.repository.history import History
+from graincopy.repository.index_cache import IndexCache
 from graincopy.repository.objects import Objects
 from graincopy.repository.pack import TARGET_SIZE, list_packs
 from graincopy.repository.passphrases import Passphrases
@@ -36,7 +37,6 @@ from graincopy.repository.records import Condemned, Config, Keyring, ObjectKind,
 from graincopy.repository.removal import Removal
 from graincopy.repository.restores import Restores
 from graincopy.repository.runs import Runs
-from graincopy.repository.segments import SegmentCache
 from graincopy.repository.store import Session
 
 GRAIN_SIZE = 64 * KIB
@@ -69,9 +69,9 @@ class Repository:
         self.codec = Codec(keyring)
         self.objects = Objects(medium, self.codec, chance)
         self._points = Points(self.objects)
-        self.cache = SegmentCache(None if cache_dir is None else os.path.join(cache_dir, self.id, "index"))
+        cache = IndexCache(None if cache_dir is None else os.path.join(cache_dir, self.id, "index"))
         # What others do; documented where it is defined.
-        pieces = Pieces(medium, self.codec, self.cache, self._points.fenced, self.grain_size)
+        pieces = Pieces(medium, self.codec, cache, self._points.fenced, self.grain_size)
         self.reader, self.load_index = pieces.reader, pieces.load_index
         self.fetch, self.read_chunks = pieces.fetch, pieces.read_chunks
         self.map = GrainMap(self.fan_out, pieces.read_nodes)
@@ -109,7 +109,8 @@ class Repository:
     ) -> Repository:
         """A new repository in an empty place. ``passphrase`` None: not encrypted, readable by everybody.
 
-        ``grain_size`` is in bytes, a power of two in 4 KiB … 4 MiB. Raises RepositoryExists or ValueError.
+        ``grain_size`` is in bytes, a power of two in 4 KiB … 4 MiB. Raises RepositoryExists, PassphraseMissing (it is
+        empty), or ValueError.
         """
         if not is_power_of_two(grain_size) or not 4 * KIB <= grain_size <= 4 * MIB:
             raise ValueError("a grain is a power of two from 4 KiB to 4 MiB")

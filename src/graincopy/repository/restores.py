@@ -41,7 +41,10 @@ class Restores:
             raise RunFenced(run=record.id)
 
     def advance(self, restore: PointId, state: str) -> None:
-        """Record that ``restore`` came as far as ``state``, or that it is "resumed". May be repeated."""
+        """Record that ``restore`` came as far as ``state``, or that it is "resumed". May be repeated.
+
+        Raises ValueError for another word.
+        """
         if state not in (*STATES[1:], RESUMED):
             raise ValueError(f"{state!r} is no state of a restore")
         self._objects.put(ObjectKind.RESTORE, _name(restore, state), Beat(time=self._clock.now()))

@@ -18,8 +18,9 @@ from graincopy.core.extent import Mask
 from graincopy.core.ids import PieceId
 from graincopy.media.base import Buffer
 from graincopy.model.restore_point import MapRoot, RunRecord
+from graincopy.repository.entries import Entries
 from graincopy.repository.format import DIRECTORY_ENTRY_SIZE, Ids
-from graincopy.repository.grainmap import Entries, GrainMap
+from graincopy.repository.grainmap import GrainMap
 from graincopy.repository.index import Index, merge_rows, rows_of
 from graincopy.repository.pack import TARGET_SIZE, PackDirectory, PackWriter
 from graincopy.repository.records import PieceKind
@@ -92,10 +93,6 @@ class Session:
         if kind not in self._shared:
             self._shared[kind] = self.writer(kind)
         return self._shared[kind]
-
-    def write_node(self, content: bytes) -> PieceId:
-        """Store one node unless it is known; its id."""
-        return PieceId(self.write_nodes([content])[0].tobytes())
 
     def write_nodes(self, contents: Sequence[bytes]) -> Ids:
         """Store nodes unless they are known; their ids."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from graincopy.core.errors import ReadIncomplete
 from graincopy.core.extent import Extents
 from graincopy.core.ids import PieceId
-from graincopy.repository.grainmap import CHUNK, Entries
+from graincopy.repository.entries import CHUNK, Entries
 from graincopy.repository.pack import PackWriter
 from graincopy.repository.records import PieceKind
 from graincopy.repository.repository import Repository

@@ -10,7 +10,7 @@ import numpy as np
 
 from graincopy.core.extent import Array, Extents
 from graincopy.model.restore_point import MapRoot
-from graincopy.repository.grainmap import CHUNK, ZERO, Entries
+from graincopy.repository.entries import CHUNK, ZERO, Entries
 from graincopy.repository.repository import Repository
 from graincopy.transfer.progress import Meter
 from graincopy.transfer.workers import run_workers

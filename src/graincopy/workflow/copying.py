@@ -12,7 +12,7 @@ from graincopy.model.change_map import Changed, ChangeMap, DirtyGrains, dirty_fi
 from graincopy.model.lineage import Compare, First, Incremental, Lineage
 from graincopy.model.restore_point import AuditResult, DiskRecord, MapRoot
 from graincopy.model.snapshot import Target
-from graincopy.repository.grainmap import CHUNK, ZERO, Entries
+from graincopy.repository.entries import CHUNK, ZERO, Entries
 from graincopy.repository.store import Session
 from graincopy.transfer.pipeline import Copied, copy_grains, differ
 from graincopy.transfer.progress import Meter, ProgressSink

@@ -24,7 +24,7 @@ from graincopy.model.restore_point import DiskRecord, RestorePoint
 from graincopy.model.snapshot import Target
 from graincopy.model.volume import Claim, SourceVolume
 from graincopy.model.workload import WorkloadFile
-from graincopy.repository.grainmap import ZERO, Entries
+from graincopy.repository.entries import ZERO, Entries
 from graincopy.transfer.pipeline import copy_grains, differ
 from graincopy.transfer.progress import Meter, ProgressSink
 from graincopy.volumes.base import FileSink, Readable

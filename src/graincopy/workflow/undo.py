@@ -20,7 +20,7 @@ from graincopy.core.ids import VolumeId
 from graincopy.core.units import ceil_div
 from graincopy.model.restore_point import DiskRecord, MapRoot, RestoreDisk, RestorePoint, RestoreState
 from graincopy.model.snapshot import Target
-from graincopy.repository.grainmap import Entries
+from graincopy.repository.entries import Entries
 from graincopy.repository.repository import Repository
 from graincopy.transfer.pipeline import copy_grains, differ
 from graincopy.transfer.progress import Meter, silent
