@@ -55,7 +55,7 @@ def test_the_examples_of_the_help_can_be_parsed() -> None:
         for example in operation.examples:
             words = shlex.split(example.partition(" > ")[0])
             assert words[0] == "graincopy"
-            assert make_parser().parse_args(words[1:]).operation == operation.name, example
+            assert make_parser(words[1:]).parse_args(words[1:]).operation == operation.name, example
 
 
 def test_help_needs_nothing_heavy() -> None:

@@ -23,7 +23,7 @@ COMMANDS = {
 }  # fmt: skip
 SUBCOMMANDS = {"key": {"add", "list", "remove", "rotate"}, "config": {"check"}}
 PROSE = {"as", "that", "left"}  # "graincopy left", "the graincopy that made it"
-OURS = [cls for cls in error_classes() if cls.__module__ == "graincopy.core.errors"]
+OURS = [cls for cls in error_classes() if cls.__module__.startswith("graincopy.core.errors.")]
 
 
 def fields(cls: type[GraincopyError]) -> set[str]:

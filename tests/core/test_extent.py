@@ -56,14 +56,6 @@ def test_rounding_outward_touches_exactly_the_grains_that_hold_a_byte(ranges: Ex
 
 
 @given(extents, lengths)
-def test_rounding_inward_keeps_exactly_the_grains_that_are_whole(ranges: Extents, grain: int) -> None:
-    numbers = integers_of(ranges)
-    whole = {g for g in {n // grain for n in numbers} if numbers >= set(range(g * grain, (g + 1) * grain))}
-    assert integers_of(ranges.to_grains_inward(grain)) == whole
-    assert ranges.to_grains_inward(grain).to_bytes(grain) == ranges.align_inward(grain)
-
-
-@given(extents, lengths)
 def test_pieces_put_together_are_the_whole_and_none_is_too_long(ranges: Extents, longest: int) -> None:
     pieces = list(ranges.split(longest))
     assert Extents.from_pairs(pieces) == ranges

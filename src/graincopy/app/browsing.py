@@ -27,7 +27,6 @@ from graincopy.views.guest.extract import extract_into, extract_stream
 from graincopy.views.guest.locate import Located, Place, located, parse_place, partitions_of
 from graincopy.views.guest.metadata import Allowed, Extracted
 from graincopy.views.guest.partitions import Partition
-from graincopy.views.guest.process import Spare
 from graincopy.views.source import ViewDisk
 from graincopy.workflow.view import View, ViewWish, open_view
 
@@ -61,13 +60,10 @@ def mount(wiring: Wiring, values: Values) -> Answer:
 
 def files(wiring: Wiring, values: Values) -> Answer:
     """The partitions of a disk, or what lies in a directory of one."""
-    with (
-        Spare() as spare,
-        _opened(wiring, values, hybrid=False) as (view, disk, place),
-    ):  # T takes longer than a listing
+    with _opened(wiring, values, hybrid=False) as (view, disk, place):  # T takes longer than a listing
         if place.path is None and place.partition is None:
             return _partitions_answer(view, disk)
-        with located(disk, place, host.SystemClock(), spare) as found:
+        with located(disk, place, host.SystemClock(), wiring.spare) as found:
             return listing_answer(view.point.id, disk.name, found, as_json=bool(values.get("json")))
 
 
@@ -128,10 +124,10 @@ def extract(wiring: Wiring, values: Values) -> Answer:
         raise UsageWrong(what="extract needs --to DIR, or --to - for one file to standard output")
     if to == "-" and values.get("json"):
         raise UsageWrong(what="with --to - the file itself is what goes to standard output; leave --json off")
-    with Spare() as spare, _opened(wiring, values, hybrid=True) as (view, disk, place):
+    with _opened(wiring, values, hybrid=True) as (view, disk, place):
         if place.path is None:
             raise UsageWrong(what="extract needs DISK:PATH; graincopy files lists what there is")
-        with located(disk, place, host.SystemClock(), spare) as found:
+        with located(disk, place, host.SystemClock(), wiring.spare) as found:
             return _to_stdout(disk, found) if to == "-" else _to_directory(view, disk, found, values)
 
 

@@ -1,13 +1,11 @@
-"""Operations that look at this host: volumes, targets, conformance, tools, configuration."""
+"""Operations that look at this host's storage: volumes, targets, conformance; and the configuration."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 from contextlib import closing
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import msgspec
@@ -20,8 +18,9 @@ from graincopy.app.wiring import BEYOND_PATHS, Wiring
 from graincopy.core.errors import DONE, WARNED, ConformanceFailed, GraincopyError, printable
 from graincopy.core.units import format_size
 from graincopy.model.reap import Decision, Delete, Keep
-from graincopy.model.volume import Claim
+from graincopy.model.volume import Claim, Refusal
 from graincopy.repository.repository import Repository
+from graincopy.volumes.base import VolumeDriver
 from graincopy.workflow.context import resolve
 from graincopy.workflow.reap import reap, survey_targets
 
@@ -33,39 +32,43 @@ def volumes(wiring: Wiring, values: Values) -> Answer:
     drivers = wiring.drivers()
     documents: list[dict[str, object]] = []
     lines: list[str] = []
-    unsupported = False
     for text in values["path"]:
         path = text if text.startswith(BEYOND_PATHS) else os.path.realpath(text)
-        answers = [driver.resolve(path) for driver in drivers.values()]
+        refusals = [one for driver in drivers.values() if not isinstance(one := driver.resolve(path), Claim)]
         best = resolve(drivers, path)
-        refusals = [answer for answer in answers if not isinstance(answer, Claim)]
-        document: dict[str, object] = {"path": path, "refusals": [msgspec.to_builtins(one) for one in refusals]}
-        if isinstance(best, Claim):
-            driver = drivers[best.driver]
-            described = driver.describe(best.volume)
-            document |= {
-                "driver": best.driver,
-                "volume": best.volume,
-                "claim": msgspec.to_builtins(best),
-                "source": msgspec.to_builtins(described),
-                "capabilities": msgspec.to_builtins(driver.capabilities()),
-            }
-            lines += [
-                f"{printable(path)}: {best.driver}, {printable(best.why)}",
-                f"  volume {printable(best.volume)}, {format_size(described.size)}, {described.extents} extents",
-            ]
-        else:
-            unsupported = True
-            document["driver"] = None
-            lines.append(f"{printable(path)}: not supported")
-        for refusal in refusals:
-            remedy = f" ({printable(refusal.remedy)})" if refusal.remedy else ""
-            lines.append(f"  not {refusal.driver}: {printable(refusal.reason)}{remedy}")
-        documents.append(document)
+        document, said = _claimed(drivers[best.driver], best) if isinstance(best, Claim) else _unsupported(path)
+        documents.append({"path": path, "refusals": [msgspec.to_builtins(one) for one in refusals], **document})
+        lines += [*said, *(_refused(one) for one in refusals)]
+    unsupported = any(document["driver"] is None for document in documents)
     return Answer(documents, tuple(lines), WARNED if unsupported else DONE)
 
 
+def _claimed(driver: VolumeDriver, claim: Claim) -> tuple[dict[str, object], list[str]]:
+    source = driver.describe(claim.volume)
+    document = {
+        "driver": claim.driver,
+        "volume": claim.volume,
+        "claim": msgspec.to_builtins(claim),
+        "source": msgspec.to_builtins(source),
+        "capabilities": msgspec.to_builtins(driver.capabilities()),
+    }
+    return document, [
+        f"{printable(claim.path)}: {claim.driver}, {printable(claim.why)}",
+        f"  volume {printable(claim.volume)}, {format_size(source.size)}, {source.extents} extents",
+    ]
+
+
+def _unsupported(path: str) -> tuple[dict[str, object], list[str]]:
+    return {"driver": None}, [f"{printable(path)}: not supported"]
+
+
+def _refused(refusal: Refusal) -> str:
+    remedy = f" ({printable(refusal.remedy)})" if refusal.remedy else ""
+    return f"  not {refusal.driver}: {printable(refusal.reason)}{remedy}"
+
+
 _AT_ONCE = "a machine that is brought back at once"
+_HEAD = ("TARGET", "ROLE", "ALLOCATED", "CREATED", "STATE", "WHY")
 
 
 def targets(wiring: Wiring, values: Values) -> Answer:
@@ -84,28 +87,27 @@ def targets(wiring: Wiring, values: Values) -> Answer:
         decisions, failures = reaped.decisions, reaped.failures + _reap_trials(wiring, repository)
     else:
         decisions = survey_targets(wiring.drivers(), repository, host.alive, host.SystemClock().now(), wiring.limits())
-    rows = [
-        (
-            printable(one.target.id),
-            one.target.tag.role,
-            format_size(one.target.allocated),
-            when(one.target.tag.created),
-            _verb(one, values["reap"]),
-            printable(one.reason),
-        )
-        for one in decisions
-    ]
-    document: dict[str, object] = {
+    document: dict[str, Any] = {
         "targets": [_target_document(one) for one in decisions],
         "restores": _restores(repository),
         "failures": list(failures),
     }
-    head = ("TARGET", "ROLE", "ALLOCATED", "CREATED", "STATE", "WHY")
-    lines = table(head, rows) + tuple(
+    lines = table(_HEAD, [_target_row(one, values["reap"]) for one in decisions]) + tuple(
         f"restore {record['restore']} of {', '.join(record['paths']) or _AT_ONCE}: {record['state']}"
-        for record in _restores(repository)
+        for record in document["restores"]
     )
     return Answer(document, lines, WARNED if failures else DONE, failures)
+
+
+def _target_row(one: Decision, reaping: bool) -> tuple[str, ...]:
+    return (
+        printable(one.target.id),
+        one.target.tag.role,
+        format_size(one.target.allocated),
+        when(one.target.tag.created),
+        _verb(one, reaping),
+        printable(one.reason),
+    )
 
 
 def _reap_trials(wiring: Wiring, repository: Repository) -> tuple[str, ...]:
@@ -205,83 +207,6 @@ def _validated(what: str, results: list[Any]) -> Answer:
         return Answer(document, lines)
     failure = ConformanceFailed(what=what, count=len(broken))
     return Answer(document, lines, failure.exit_code, (f"{failure}. {failure.next_move}",))
-
-
-TOOLS = (
-    ("mkfs.xfs", "xfsprogs", "making XFS with reflink, to keep disk files on"),
-    ("mkfs.btrfs", "btrfs-progs", "making Btrfs, to keep disk files on"),
-    ("losetup", "util-linux", "LUN image files under loop devices"),
-    ("fsfreeze", "util-linux", "thawing by hand what somebody left frozen"),
-    ("fusermount3", "fuse3", "graincopy mount"),
-    ("lvs", "lvm2", "LVM's thin volumes"),
-    ("thin_delta", "thin-provisioning-tools", "what changed on LVM's thin volumes"),
-    ("qemu-storage-daemon", "qemu-system-common", "qcow2 disks of machines that are off"),
-    ("qemu-img", "qemu-utils", "new qcow2 disks, and machines that are brought back at once"),
-)
-LIBRARIES = (("librbd.so.1", "librbd1", "images of Ceph"),)
-MODULES = (
-    ("mfusepy", "fuse", "graincopy mount, and files inside XFS and Btrfs"),
-    ("asyncssh", "flashcopy", "IBM Storage Virtualize arrays"),
-    ("pytsk3", "guest", "files inside ext4 and NTFS"),
-    ("libvirt", "libvirt", "virtual machines, vm:NAME"),
-)
-
-
-def doctor(wiring: Wiring, _values: Values) -> Answer:
-    """What this host can do, what is missing, and the command that installs it."""
-    root = os.geteuid() == 0
-    findings = [
-        ("root", root, "freezing, loop devices, attaching targets", "run graincopy as root"),
-        (
-            "/dev/loop-control",
-            os.access("/dev/loop-control", os.R_OK | os.W_OK),
-            "attaching LUN targets",
-            "modprobe loop",
-        ),
-        (
-            "state directory",
-            _writable(wiring.state_dir()),
-            "noting where targets are",
-            f"mkdir -p {wiring.state_dir()}",
-        ),
-    ]
-    findings += [
-        (
-            tool,
-            shutil.which(tool, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None,
-            use,
-            f"apt-get install {package}",
-        )
-        for tool, package, use in TOOLS
-    ]
-    findings += [(name, _loads(name), use, f"apt-get install {package}") for name, package, use in LIBRARIES]
-    findings += [
-        (module, find_spec(module) is not None, use, f"pip install 'graincopy[{extra}]'")
-        for module, extra, use in MODULES
-    ]
-    rows = [(name, "yes" if there else "no", use, "" if there else remedy) for name, there, use, remedy in findings]
-    document = [{"name": r[0], "there": r[1] == "yes", "for": r[2], "remedy": r[3]} for r in rows]
-    drivers = [f"volume drivers: {', '.join(wiring.drivers())}"]
-    return Answer(
-        {"checks": document, "drivers": list(wiring.drivers())},
-        (*table(("WHAT", "THERE", "FOR", "REMEDY"), rows), *drivers),
-    )
-
-
-def _loads(library: str) -> bool:
-    """Whether this process could use the library."""
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
-
-
-def _writable(path: str) -> bool:
-    """Whether ``path``, or the nearest folder above it that exists, can be written."""
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return os.access(path, os.W_OK)
 
 
 def config(wiring: Wiring, _values: Values) -> Answer:

@@ -167,23 +167,12 @@ def restore_answer(
     disks: tuple[RestoredDisk, ...],
     warnings: tuple[str, ...],
 ) -> Answer:
+    """What a restore did; ``restore_id`` and ``undo_id`` are None where nothing was written in place."""
     document = {
         "restore": restore_id,
         "restore_point": point.id,
         "undo": undo_id,
-        "disks": [
-            {
-                "name": disk.name,
-                "target": disk.target,
-                "format": disk.format,
-                "how": disk.how,
-                "differing_bytes": disk.differing_bytes,
-                "written_bytes": disk.written_bytes,
-                "read_bytes": disk.read_bytes,
-                "fetched_bytes": disk.fetched_bytes,
-            }
-            for disk in disks
-        ],
+        "disks": [_restored_document(disk) for disk in disks],
         "warnings": list(warnings),
     }
     rows = [
@@ -194,6 +183,19 @@ def restore_answer(
     if undo_id:
         lines.append(f"take it back with: graincopy undo {restore_id}")
     return Answer(document, tuple(lines), WARNED if warnings else DONE, warnings)
+
+
+def _restored_document(disk: RestoredDisk) -> dict[str, object]:
+    return {
+        "name": disk.name,
+        "target": disk.target,
+        "format": disk.format,
+        "how": disk.how,
+        "differing_bytes": disk.differing_bytes,
+        "written_bytes": disk.written_bytes,
+        "read_bytes": disk.read_bytes,
+        "fetched_bytes": disk.fetched_bytes,
+    }
 
 
 def undo(wiring: Wiring, values: Values) -> Answer:

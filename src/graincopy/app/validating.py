@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from graincopy.app import host
 from graincopy.app.wiring import Wiring
-from graincopy.core.errors import OutputUnfit, ToolMissing, UsageWrong
+from graincopy.core.errors import OutputUnfit, StorageUnreachable, ToolMissing, UsageWrong
 from graincopy.model.volume import Claim
 from graincopy.testing.lab import VolumeLab
 
@@ -23,7 +23,9 @@ LabMaker = Callable[[], VolumeLab]
 
 
 def labs_for(wiring: Wiring, driver: str, place: str) -> tuple[LabMaker, ...]:
-    """What makes the labs of ``driver`` on ``place``, one after the other. Raises UsageWrong, OutputUnfit."""
+    """What makes the labs of ``driver`` on ``place``, one after the other. Raises UsageWrong, OutputUnfit,
+    StorageUnreachable, ToolMissing.
+    """
     makers = {"qemu": _qemu, "rbd": _rbd}
     known = (*wiring.drivers_to_validate(), "qemu")
     if driver not in known:
@@ -66,8 +68,11 @@ def _rbd(wiring: Wiring, driver: str, place: str) -> tuple[LabMaker, ...]:
 
     if os.path.isdir(place):
         return _files(wiring, driver, place)
-    conf = wiring.ceph_conf()
+    conf, settings = wiring.ceph_conf(), wiring.ceph_settings()
     pool, _, namespace = place.removeprefix("rbd:").partition("/")
     if not os.path.exists(conf):
-        raise OutputUnfit(path=conf, reason="there is no configuration of Ceph; [rbd] conf says where it is")
-    return (lambda: RbdLab(conf, MemoryPlaces(), host.SystemClock(), pool=pool, namespace=namespace),)
+        raise StorageUnreachable(storage="Ceph", reason=f"there is no {conf}; [rbd] conf says where it is")
+    if shutil.which("rados") is None:
+        raise ToolMissing(tool="rados", install="ceph-common")
+    clock, places = host.SystemClock(), MemoryPlaces()
+    return (lambda: RbdLab(conf, places, clock, settings=settings, pool=pool, namespace=namespace),)

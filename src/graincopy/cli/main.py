@@ -39,7 +39,7 @@ def run(arguments: Sequence[str], step: Callable[[str], None] | None = None) -> 
     _listen_to_signals()
     as_json = "--json" in arguments
     try:
-        values = vars(make_parser().parse_args(arguments))
+        values = vars(make_parser(arguments).parse_args(arguments))
         answer = _operate(values, step)
         _render(answer, as_json)
         return answer.exit_code
@@ -66,20 +66,22 @@ def _operate(values: dict[str, Any], step: Callable[[str], None] | None) -> Answ
     extras: dict[str, Any] = {"step": step} if step else {}
     if operation.opens:
         extras["master_of"] = unlock_ahead(settings)
-    gc.disable()  # while modules are made, of which none is garbage
-    action: Callable[[Wiring, dict[str, Any]], Answer] = getattr(importlib.import_module(module), name)
-    from graincopy.app.wiring import wire
-    from graincopy.cli import progress
+    with contextlib.ExitStack() as ending:
+        if operation.looks_inside:
+            from graincopy.views.guest.process import Spare
 
-    gc.enable()
-    shown = progress.make(values.get("progress", "auto"))
-    if shown is not None:
-        extras["progress"] = shown
-    try:
-        return action(wire(settings, **extras), values)
-    finally:
+            extras["spare"] = ending.enter_context(Spare())
+        gc.disable()  # while modules are made, of which none is garbage
+        action: Callable[[Wiring, dict[str, Any]], Answer] = getattr(importlib.import_module(module), name)
+        from graincopy.app.wiring import wire
+        from graincopy.cli import progress
+
+        gc.enable()
+        shown = progress.make(values.get("progress", "auto"))
         if shown is not None:
-            shown.close()
+            extras["progress"] = shown
+            ending.callback(shown.close)
+        return action(wire(settings, **extras), values)
 
 
 def _listen_to_signals() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 from graincopy import __version__
@@ -24,8 +25,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageWrong(what=message)
 
 
-def make_parser() -> Parser:
-    """The whole command line."""
+def make_parser(words: Collection[str] | None = None) -> Parser:
+    """The command line; with ``words``, those that are going to be parsed, without the inputs of other operations."""
     parser = Parser(
         prog="graincopy",
         description="Backup and restore of virtual machines: snapshot coarse, copy fine, never merge.",
@@ -36,11 +37,13 @@ def make_parser() -> Parser:
     _add_common(parser)
     commands = parser.add_subparsers(dest="operation", metavar="COMMAND", required=True, parser_class=Parser)
     for operation in OPERATIONS.operations:
-        _add_operation(commands, operation)
+        added = _add_operation(commands, operation)
+        if words is None or operation.name in words:  # to make them all takes milliseconds, at every start
+            _add_inputs(added, operation)
     return parser
 
 
-def _add_operation(commands: argparse._SubParsersAction[Parser], operation: Operation) -> None:
+def _add_operation(commands: argparse._SubParsersAction[Parser], operation: Operation) -> Parser:
     parser = commands.add_parser(
         operation.name,
         help=operation.summary,
@@ -49,6 +52,10 @@ def _add_operation(commands: argparse._SubParsersAction[Parser], operation: Oper
         allow_abbrev=False,
     )
     parser.operation = operation
+    return parser
+
+
+def _add_inputs(parser: Parser, operation: Operation) -> None:
     for one in operation.inputs:
         _add_input(parser, one)
     if operation.changes:

@@ -150,17 +150,9 @@ class Extents(msgspec.Struct, frozen=True, eq=False):
         """Rounded outward to multiples of ``grain``."""
         return Extents.from_arrays(self.starts // grain * grain, -(-self.stops // grain) * grain)
 
-    def align_inward(self, grain: int) -> Extents:
-        """Only the aligned pieces of length ``grain`` that lie wholly inside."""
-        return Extents.from_arrays(-(-self.starts // grain) * grain, self.stops // grain * grain)
-
     def to_grains(self, grain: int) -> Extents:
         """Bytes → the numbers of all grains that they touch."""
         return Extents.from_arrays(self.starts // grain, -(-self.stops // grain))
-
-    def to_grains_inward(self, grain: int) -> Extents:
-        """Bytes → the numbers of the grains that lie wholly inside."""
-        return Extents.from_arrays(-(-self.starts // grain), self.stops // grain)
 
     def to_bytes(self, grain: int) -> Extents:
         """Grain numbers → bytes."""

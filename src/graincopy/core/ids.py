@@ -1,7 +1,6 @@
 """Names of things. Every id that graincopy makes up is 128 random bits in lower-case hex."""
 
 import hashlib
-import re
 from collections.abc import Iterable
 from typing import NewType
 
@@ -12,20 +11,12 @@ PointId = NewType("PointId", str)  # also the id of the run that made the restor
 WorkloadId = NewType("WorkloadId", str)
 DiskId = NewType("DiskId", str)  # stable within its workload
 VolumeId = NewType("VolumeId", str)  # "<driver>:<place>", stable for as long as S exists
-PieceId = NewType("PieceId", bytes)  # keyed BLAKE3 of a chunk or map node, PIECE_ID_SIZE bytes
-
-PIECE_ID_SIZE = 32
-_HEX = re.compile(r"[0-9a-f]{32}")
+PieceId = NewType("PieceId", bytes)  # keyed BLAKE3 of a chunk or map node: 32 bytes
 
 
 def new_id(chance: Chance) -> str:
     """128 random bits as 32 hex digits."""
     return chance.token(16).hex()
-
-
-def is_id(text: str) -> bool:
-    """True when ``text`` has the form that :func:`new_id` gives."""
-    return _HEX.fullmatch(text) is not None
 
 
 def digest_id(kind: str, parts: Iterable[str]) -> str:
