@@ -35,19 +35,6 @@ def listed(point: str) -> list[str]:
     return sorted(line.partition(" path ")[2] for line in lines)
 
 
-def disk(folder: str, name: str = "disk.raw", size: int = SIZE) -> str:
-    """A disk file in which every block differs from every other."""
-    path = os.path.join(folder, name)
-    lab.write_at(path, (0, os.urandom(size)))
-    return path
-
-
-def claim_of(driver: BtrfsDriver, path: str) -> Claim:
-    claim = driver.resolve(path)
-    assert isinstance(claim, Claim), claim
-    return claim
-
-
 def take(driver: BtrfsDriver, number: int, *claims: Claim) -> list[Target]:
     """A target of each claim at one instant, through the freeze window where a file lies on a mounted LUN."""
     mounts = [claim.mount for claim in claims if claim.mount]

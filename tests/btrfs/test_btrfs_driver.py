@@ -11,30 +11,20 @@ from collections.abc import Callable, Iterator
 
 import lab
 import pytest
-from instants import blocks, everything_below, image_of, run_id, tag, unequal
+from instants import blocks, claim_of, dirty_between, disk, everything_below, image_of, run_id, tag, unequal
 from msgspec.structs import replace
-from subvolumes import SIZE, claim_of, create, disk, listed, make_subvolume, take
+from subvolumes import SIZE, create, listed, make_subvolume, take
 
 from graincopy.core.errors import SnapshotFailed, SourceChanged, TargetLost, TargetNoSpace, VolumeUnsupported
 from graincopy.core.extent import Extents
 from graincopy.core.ids import VolumeId
 from graincopy.core.placement import State
-from graincopy.model.change_map import Changed, Unknown, dirty_file
-from graincopy.model.snapshot import Absent, Deleted, Role, Target
-from graincopy.model.volume import Claim, Refusal
+from graincopy.model.change_map import Unknown
+from graincopy.model.snapshot import Absent, Deleted, Role
+from graincopy.model.volume import Refusal
 from graincopy.volumes import btrfs_ioctl, btrfs_store
 from graincopy.volumes.btrfs import BtrfsDriver
 from graincopy.volumes.places import MemoryPlaces
-
-
-def dirty_between(driver: BtrfsDriver, base: Target, now: Target, claim: Claim) -> tuple[Extents, bytes, bytes]:
-    """What the driver's map and the placements call dirty, and both images."""
-    changed = driver.changed(base, now)
-    assert isinstance(changed, Changed), changed
-    before, was = image_of(driver, base, claim)
-    after, is_now = image_of(driver, now, claim)
-    return dirty_file(was, is_now, changed.extents).dirty, before, after
-
 
 # --- names ----------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class TestVolumes(VolumeSuite):
     @pytest.fixture(scope="class")
     @classmethod
     def storage(cls, thin_storage: thin.ThinStorage) -> VolumeLab:
-        return LvmLab(thin_storage, thin.RealClock())
+        return LvmLab(thin_storage, thin.SystemClock())
 
 
 class TestFiles(VolumeSuite):
@@ -60,7 +60,7 @@ class TestFiles(VolumeSuite):
     @classmethod
     def storage(cls, datastores: list[thin.Datastore]) -> Iterator[VolumeLab]:
         folders = [one.path for one in datastores]
-        made = ThinFilesLab(folders, lambda: LvmThinDriver(thin.RealClock()), thin.RealClock(), name="lvm-files")
+        made = ThinFilesLab(folders, lambda: LvmThinDriver(thin.SystemClock()), thin.SystemClock(), name="lvm-files")
         with contextlib.closing(made) as lab:
             assert all(os.path.ismount(folder) for folder in folders)
             yield lab

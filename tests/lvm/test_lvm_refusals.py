@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import os
 import stat
-import time
 from collections.abc import Sequence
 
 import pytest
 
+from graincopy.app.host import SystemClock
 from graincopy.core.errors import SnapshotFailed, TargetNoSpace, ToolMissing, VolumeUnsupported
 from graincopy.core.ids import VolumeId
 from graincopy.model.volume import Claim, Refusal
@@ -26,17 +26,6 @@ from graincopy.volumes.topology import HostFiles
 PLAIN = "3OicTxNlofcYraaREFy3N10OIzmyyaTi" + "H7nyytsvTbMdppoRIKkQU74d6uj2EjIC"
 UUID = "H7nyyt-svTb-Mdpp-oRIK-kQU7-4d6u-j2EjIC"
 NUMBER = "253:4"
-
-
-class RealClock:
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
 
 
 class Recorded(HostFiles):
@@ -130,7 +119,7 @@ def test_where_the_way_to_a_volume_ends(
 
 
 def test_paths_of_this_host_that_lie_on_no_volume(folder: str) -> None:
-    driver = LvmThinDriver(RealClock())
+    driver = LvmThinDriver(SystemClock())
     missing = driver.resolve(os.path.join(folder, "nothing"))
     assert isinstance(missing, Refusal) and missing.missing
     fifo = os.path.join(folder, "fifo")
@@ -148,7 +137,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="refused earlier witho
 
 
 def driver(folder: str, lvm: Lvm) -> LvmThinDriver:
-    return LvmThinDriver(RealClock(), lvm=lvm, host=Recorded(folder, f"LVM-{PLAIN}"))
+    return LvmThinDriver(SystemClock(), lvm=lvm, host=Recorded(folder, f"LVM-{PLAIN}"))
 
 
 @needs_root
@@ -186,7 +175,7 @@ def test_nothing_is_made_anew_in_dev_or_under_a_mount_point(folder: str) -> None
     )
     os.mkdir(f"{folder}/ds1")
     for claim in (absent, unmounted):
-        with pytest.raises(VolumeUnsupported), LvmThinDriver(RealClock()).open_for_restore(claim):
+        with pytest.raises(VolumeUnsupported), LvmThinDriver(SystemClock()).open_for_restore(claim):
             pass
         assert not os.path.lexists(claim.path)
 
@@ -194,7 +183,7 @@ def test_nothing_is_made_anew_in_dev_or_under_a_mount_point(folder: str) -> None
 def test_a_host_without_device_mapper_has_no_targets(folder: str) -> None:
     """Not even LVM is asked: this is looked up before every backup of whatever kind."""
     host = HostFiles(sys=os.path.join(folder, "sys"))
-    assert LvmThinDriver(RealClock(), lvm=Lvm(), host=host).list_targets() == ()
+    assert LvmThinDriver(SystemClock(), lvm=Lvm(), host=host).list_targets() == ()
 
 
 # --- tools ----------------------------------------------------------------------------------------
@@ -232,7 +221,7 @@ def test_the_first_words_of_a_command_that_fails(tools: str) -> None:
 def test_what_lvcreate_only_says_because_it_is_asked_to_is_no_error(tools: str) -> None:
     tool(tools, "lvcreate", "echo '  Making thin LV t.' >&2; echo 'WARNING: x'; echo 'Device busy.' >&2; exit 5")
     with pytest.raises(ToolFailed, match=r"^lvcreate says: Device busy$"):
-        Lvm().create_snapshot(thin(), "t", (), RealClock())
+        Lvm().create_snapshot(thin(), "t", (), SystemClock())
 
 
 def test_a_report_that_is_there_counts_although_another_group_is_broken(tools: str) -> None:
@@ -254,7 +243,7 @@ def test_thin_delta_that_fails_in_the_middle(tools: str) -> None:
 # --- the pool -------------------------------------------------------------------------------------
 
 
-class Stepping(RealClock):
+class Stepping(SystemClock):
     """A clock that stands until it is moved."""
 
     at = 0.0

@@ -28,7 +28,7 @@ KIB, MIB = 1 << 10, 1 << 20
 @pytest.fixture
 def lab(thin_storage: thin.ThinStorage) -> Iterator[LvmLab]:
     before = listing()
-    made = LvmLab(thin_storage, thin.RealClock())
+    made = LvmLab(thin_storage, thin.SystemClock())
     yield made
     made.reset()
     assert listing() == before
@@ -107,11 +107,11 @@ def test_a_pool_too_full_before_the_run(lab: LvmLab) -> None:
     claim, before = lab.make(MIB), listing()
     for limits in (PoolLimits(data=0.0), PoolLimits(metadata=0.01)):
         with pytest.raises(TargetNoSpace, match="in use"):
-            LvmThinDriver(thin.RealClock(), limits=limits).create_targets([claim.volume], lab.tag())
+            LvmThinDriver(thin.SystemClock(), limits=limits).create_targets([claim.volume], lab.tag())
     assert listing() == before
 
 
-class Jumping(thin.RealClock):
+class Jumping(thin.SystemClock):
     """Every look at the clock is a minute later."""
 
     def __init__(self) -> None:

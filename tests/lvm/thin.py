@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
 
+from graincopy.app.host import SystemClock
 from graincopy.testing.lvm_lab import ThinStorage, command
 
-__all__ = ["Datastore", "RealClock", "ThinStorage"]
+__all__ = ["Datastore", "SystemClock", "ThinStorage"]
 
 MIB = 1 << 20
 VG, POOL = "gc-odd.vg_0+", "po-ol"  # hyphens are doubled by device-mapper
 FIRST, SECOND = "/dev/vdd", "/dev/vde"
-
-
-class RealClock:
-    """The machine's own."""
-
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
 
 
 class Datastore:

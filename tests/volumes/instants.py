@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import lab
 import numpy as np
 
+from graincopy.app.host import SystemClock
 from graincopy.core.extent import Extents
 from graincopy.core.ids import DiskId, PointId, RepositoryId, WorkloadId
 from graincopy.core.placement import Placement
+from graincopy.model.change_map import Changed, dirty_file
 from graincopy.model.snapshot import CheckpointDisk, Owner, Role, Target, TargetTag
 from graincopy.model.volume import Claim
 from graincopy.volumes import ioctl
@@ -21,20 +23,7 @@ from graincopy.volumes.base import VolumeDriver
 OWNER = Owner(host="h" * 32, boot="b", pid=1, started=2, hostname="here")
 
 
-class RealClock:
-    """The machine's own."""
-
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-
-CLOCK = RealClock()
+CLOCK = SystemClock()
 
 
 def tag(run: str = "1" * 32, role: Role = Role.TARGET, disks: int = 1) -> TargetTag:
@@ -83,6 +72,29 @@ def image_of(driver: VolumeDriver, target: Target, claim: Claim) -> tuple[bytes,
         placement = image.placement()
         image.verify()
     return bytes(buffer), placement
+
+
+def disk(folder: str, name: str = "disk.raw", size: int = 64 * 4096) -> str:
+    """A disk file in which every block differs from every other."""
+    path = os.path.join(folder, name)
+    lab.write_at(path, (0, os.urandom(size)))
+    return path
+
+
+def claim_of(driver: VolumeDriver, path: str) -> Claim:
+    """The driver's claim, which it must make."""
+    claim = driver.resolve(path)
+    assert isinstance(claim, Claim), claim
+    return claim
+
+
+def dirty_between(driver: VolumeDriver, base: Target, now: Target, claim: Claim) -> tuple[Extents, bytes, bytes]:
+    """What the driver's map and the placements call dirty, and both images."""
+    changed = driver.changed(base, now)
+    assert isinstance(changed, Changed), changed
+    before, was = image_of(driver, base, claim)
+    after, is_now = image_of(driver, now, claim)
+    return dirty_file(was, is_now, changed.extents).dirty, before, after
 
 
 def unequal(one: bytes, other: bytes, block: int = 4096) -> Extents:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import lab
 import pytest
+from instants import CLOCK
 
 from graincopy.testing.file_lab import FileLab
 from graincopy.testing.lab import VolumeLab
@@ -18,19 +18,6 @@ from graincopy.volumes.copied import CopiedDriver
 from graincopy.volumes.locked import LockedDriver
 from graincopy.volumes.places import MemoryPlaces
 from graincopy.volumes.reflink import ReflinkDriver
-
-
-class RealClock:
-    """The machine's own."""
-
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
 
 
 class TestMemory(VolumeSuite):
@@ -54,7 +41,7 @@ class TestMemoryFiles(VolumeSuite):
 @contextlib.contextmanager
 def reflink_lab(*directories: str, **more: Any) -> Iterator[FileLab]:
     places = MemoryPlaces()  # outlives driver objects, as the file does
-    with contextlib.closing(FileLab(directories, lambda: ReflinkDriver(places), RealClock(), **more)) as made:
+    with contextlib.closing(FileLab(directories, lambda: ReflinkDriver(places), CLOCK, **more)) as made:
         yield made
 
 
@@ -158,7 +145,7 @@ class TestCopied(VolumeSuite):
         driver = CopiedDriver()  # its copies live in the object: a fresh one would know nothing
         folder = str(tmp_path_factory.mktemp("copied"))
         lacking = {"one_instant": "files are copied one after the other"}
-        with contextlib.closing(FileLab([folder], lambda: driver, RealClock(), name="copied", lacking=lacking)) as made:
+        with contextlib.closing(FileLab([folder], lambda: driver, CLOCK, name="copied", lacking=lacking)) as made:
             yield made
 
 
@@ -171,5 +158,5 @@ class TestLocked(VolumeSuite):
         driver = LockedDriver()  # its leases live in the object: a fresh one would know nothing
         folder = str(tmp_path_factory.mktemp("locked"))
         lacking = {"one_instant": "there are no snapshots"}
-        with contextlib.closing(FileLab([folder], lambda: driver, RealClock(), name="locked", lacking=lacking)) as made:
+        with contextlib.closing(FileLab([folder], lambda: driver, CLOCK, name="locked", lacking=lacking)) as made:
             yield made

@@ -9,16 +9,29 @@ from collections.abc import Callable, Iterator
 
 import lab
 import pytest
-from instants import CLOCK, blocks, everything_below, image_of, loops_below, loops_return_to, run_id, tag, unequal
+from instants import (
+    CLOCK,
+    blocks,
+    claim_of,
+    dirty_between,
+    disk,
+    everything_below,
+    image_of,
+    loops_below,
+    loops_return_to,
+    run_id,
+    tag,
+    unequal,
+)
 from msgspec.structs import replace
 
 from graincopy.core.errors import SnapshotFailed, SourceChanged, TargetLost, TargetNoSpace
 from graincopy.core.extent import Extents
 from graincopy.core.placement import Placement, State
-from graincopy.model.change_map import Changed, Unknown, dirty_file
+from graincopy.model.change_map import Changed, Unknown
 from graincopy.model.snapshot import Absent, Deleted, Role, Target
 from graincopy.model.volume import Claim, Refusal
-from graincopy.volumes import reflink, reflink_clone, reflink_store
+from graincopy.volumes import reflink_changes, reflink_clone, reflink_store
 from graincopy.volumes.fiemap import read_placement
 from graincopy.volumes.instant import take_instant
 from graincopy.volumes.places import FilePlaces, MemoryPlaces
@@ -33,33 +46,11 @@ def driver() -> ReflinkDriver:
     return ReflinkDriver(MemoryPlaces())
 
 
-def disk(folder: str, name: str = "disk.raw", size: int = SIZE) -> str:
-    """A disk file in which every block differs from every other."""
-    path = os.path.join(folder, name)
-    lab.write_at(path, (0, os.urandom(size)))
-    return path
-
-
-def claim_of(driver: ReflinkDriver, path: str) -> Claim:
-    claim = driver.resolve(path)
-    assert isinstance(claim, Claim), claim
-    return claim
-
-
 def take(driver: ReflinkDriver, claim: Claim, number: int) -> Target:
     """One target, through the freeze window where the file lies on a mounted LUN."""
     mounts = [claim.mount] if claim.mount else []
     instant = take_instant([(driver, [claim.volume])], tag(run_id(number)), mounts, clock=CLOCK)
     return instant.targets[driver.name, claim.volume]
-
-
-def dirty_between(driver: ReflinkDriver, base: Target, now: Target, claim: Claim) -> tuple[Extents, bytes, bytes]:
-    """What the driver's map and the placements call dirty, and both images."""
-    changed = driver.changed(base, now)
-    assert isinstance(changed, Changed), changed
-    before, was = image_of(driver, base, claim)
-    after, is_now = image_of(driver, now, claim)
-    return dirty_file(was, is_now, changed.extents).dirty, before, after
 
 
 # --- disk files in place --------------------------------------------------------------------------
@@ -213,10 +204,10 @@ def test_comparison_needs_a_base_that_stands_still() -> None:
     def moving(fd: int, size: int) -> Placement:
         return now if fd else Placement.of(8192, (0, 8192, 4096 * next(moves), State.WRITTEN))
 
-    answer = reflink._compare(0, 8192, 1, 8192, moving)
+    answer = reflink_changes._compare(0, 8192, 1, 8192, moving)
     assert isinstance(answer, Unknown) and "moves blocks" in answer.reason
     once = iter([Placement.of(8192, (0, 8192, 0, State.WRITTEN)), still, still])
-    answer = reflink._compare(0, 8192, 1, 8192, lambda fd, size: now if fd else next(once))
+    answer = reflink_changes._compare(0, 8192, 1, 8192, lambda fd, size: now if fd else next(once))
     assert answer == Changed(blocks(1), "extents")
 
 

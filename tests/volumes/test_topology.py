@@ -18,6 +18,12 @@ from graincopy.volumes.topology import Broken, Facts, HostFiles, Lun, Stack, tra
 REFLINK = Facts(reflinks=True)
 
 
+def mount_above(path: str, found: Sequence[Mount]) -> Mount | None:
+    """The mount with the longest point above ``path``; of equals the last."""
+    above = [mount for mount in found if f"{path}/".startswith(f"{mount.point.rstrip('/')}/")]
+    return max(reversed(above), key=lambda mount: len(mount.point), default=None)
+
+
 class Recorded(HostFiles):
     """A host made of files below a folder, and of answers for what only live objects can tell."""
 
@@ -61,7 +67,7 @@ class Recorded(HostFiles):
         return os.stat_result((mode, 1, 1, 1, 0, 0, size, 0, 0, 0), {"st_rdev": device})
 
     def mount_of(self, path: str) -> Mount | None:
-        return mounts.mount_by_prefix(path, mounts.read_mounts(self.proc))
+        return mount_above(path, mounts.read_mounts(self.proc))
 
     def facts(self, mount: Mount, directory: str, devices: Sequence[topology.Device]) -> Facts:
         return self.facts_of.get(mount.point, Facts())
@@ -246,14 +252,6 @@ def test_mountinfo_escapes_bytes_and_optional_fields() -> None:
 def test_inside_of_a_bind_mounted_single_file() -> None:
     (found,) = mounts.parse_mountinfo(b"1 0 8:1 /images/web.raw /srv/web.raw rw - xfs /dev/sda1 rw\n")
     assert found.inside("/srv/web.raw") == "images/web.raw"
-
-
-def test_of_two_mounts_at_one_point_the_later_counts() -> None:
-    found = mounts.parse_mountinfo(
-        b"1 0 8:1 / /a rw - xfs a rw\n2 0 8:2 / /a rw - xfs b rw\n3 0 8:3 / / rw - xfs c rw\n"
-    )
-    assert mounts.mount_by_prefix("/a/f", found) is found[1]
-    assert mounts.mount_by_prefix("/ab", found) is found[2]
 
 
 # --- live -------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
     id: WorkloadId
     name: str
-    kind: str  # "files", later "vm", "set", "subsystem"
+    kind: str  # "files", "vm", "set" or "subsystem"
     files: tuple[WorkloadFile, ...]
     definitions: dict[str, bytes] = {}  # VM XML and the like, by name
     notes: tuple[str, ...] = ()  # what was left out, and why

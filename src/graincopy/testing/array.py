@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from graincopy.core.clock import Clock
 from graincopy.testing.array_parts import Answered, DataPlane, Faults, FcMap, LineBroken, Vdisk
+from graincopy.testing.array_rows import copy_row, host_row, map_row, vdisk_row
 from graincopy.testing.array_words import Options, Refuse, detail, parse, table
 
 __all__ = ["Answered", "Array", "DataPlane", "Faults", "LineBroken", "Refuse"]
@@ -20,6 +21,7 @@ __all__ = ["Answered", "Array", "DataPlane", "Faults", "LineBroken", "Refuse"]
 POOL = "Pool0"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\- ]{0,62}")
 _READY = ("idle_or_copied", "stopped")
+_UNKNOWN = "CMMVC5754E The specified object does not exist, or the name does not meet the naming rules."
 
 
 class Array:
@@ -118,7 +120,7 @@ class Array:
 
     def _find(self, name: str) -> Vdisk:
         if name not in self.vdisks:
-            raise Refuse("CMMVC5754E The specified object does not exist, or the name does not meet the naming rules.")
+            raise Refuse(_UNKNOWN)
         return self.vdisks[name]
 
     def _map(self, name: str) -> FcMap:
@@ -129,7 +131,7 @@ class Array:
 
     def _members(self, group: str) -> list[FcMap]:
         if group not in self.groups:
-            raise Refuse("CMMVC5754E The specified object does not exist, or the name does not meet the naming rules.")
+            raise Refuse(_UNKNOWN)
         return [one for one in self.maps.values() if one.group == group]
 
     def _number(self) -> int:
@@ -138,7 +140,7 @@ class Array:
 
     def _named(self, name: str, taken: Sequence[str]) -> str:
         if not _NAME.fullmatch(name):
-            raise Refuse("CMMVC5754E The specified object does not exist, or the name does not meet the naming rules.")
+            raise Refuse(_UNKNOWN)
         if name in taken:
             raise Refuse("CMMVC6035E The action failed because the object already exists.")
         return name
@@ -163,7 +165,7 @@ class Array:
             raise Refuse("CMMVC5860E The action failed because there were not enough extents in the storage pool.")
         name = self._named(options["-name"], list(self.vdisks))
         if options["-mdiskgrp"] not in {one.pool for one in self.vdisks.values()}:
-            raise Refuse("CMMVC5754E The specified object does not exist, or the name does not meet the naming rules.")
+            raise Refuse(_UNKNOWN)
         vdisk = self._add(name, size, options["-mdiskgrp"], options["-iogrp"], "-rsize" in options)
         return f"Virtual Disk, id [{vdisk.number}], successfully created\n"
 
@@ -185,25 +187,7 @@ class Array:
         return "offline" if stopped or vdisk.name in self.faults.offline else "online"
 
     def _row(self, one: Vdisk) -> dict[str, str]:
-        return {
-            "id": str(one.number),
-            "name": one.name,
-            "IO_group_id": one.iogrp,
-            "IO_group_name": f"io_grp{one.iogrp}",
-            "status": self._status(one),
-            "mdisk_grp_id": "0",
-            "mdisk_grp_name": one.pool,
-            "capacity": str(one.size),
-            "type": "striped",
-            "FC_id": "",
-            "FC_name": "",
-            "RC_id": "",
-            "RC_name": "",
-            "vdisk_UID": one.uid,
-            "fc_map_count": str(sum(one.name in (each.source, each.target) for each in self.maps.values())),
-            "copy_count": "1",
-            "se_copy_count": str(int(one.thin)),
-        }
+        return vdisk_row(one, self._status(one), self.maps.values())
 
     def _lsvdisk(self, options: Options, name: str | None = None) -> str:
         if "-bytes" not in options:
@@ -211,9 +195,7 @@ class Array:
         if name is None:
             return table([self._row(one) for one in self.vdisks.values()], options)
         vdisk = self._find(name)
-        copy = {"copy_id": "0", "status": "online", "sync": "yes", "primary": "yes", "mdisk_grp_name": "other"}
-        copy |= {"type": "striped", "used_capacity": str(self.plane.used(vdisk.number)), "autoexpand": "on"}
-        return detail([self._row(vdisk), copy], options)
+        return detail([self._row(vdisk), copy_row(self.plane.used(vdisk.number))], options)
 
     # --- mappings and groups ----------------------------------------------------------------------
 
@@ -278,26 +260,7 @@ class Array:
         del self.groups[group]
 
     def _lsfcmap(self, options: Options, name: str | None = None) -> str:
-        rows = [
-            {
-                "id": str(one.number),
-                "name": one.name,
-                "source_vdisk_id": str(self._find(one.source).number),
-                "source_vdisk_name": one.source,
-                "target_vdisk_id": str(self._find(one.target).number),
-                "target_vdisk_name": one.target,
-                "group_id": str(self.groups.get(one.group, "")),
-                "group_name": one.group,
-                "status": one.state,
-                "progress": "0",
-                "copy_rate": str(one.rate),
-                "clean_progress": "100",
-                "incremental": "off",
-                "partner_FC_id": "",
-                "start_time": "",
-            }
-            for one in self.maps.values()
-        ]
+        rows = [map_row(one, self._find(one.source), self._find(one.target), self.groups) for one in self.maps.values()]
         return table(rows, options)
 
     def _lsfcconsistgrp(self, options: Options, name: str | None = None) -> str:
@@ -333,16 +296,4 @@ class Array:
 
     def _lsvdiskhostmap(self, options: Options, name: str) -> str:
         vdisk = self._find(name)
-        rows = [
-            {
-                "id": str(vdisk.number),
-                "name": vdisk.name,
-                "SCSI_id": str(number),
-                "host_id": "0",
-                "host_name": host,
-                "vdisk_UID": vdisk.uid,
-                "IO_group_id": vdisk.iogrp,
-            }
-            for number, host in enumerate(vdisk.hosts)
-        ]
-        return table(rows, options)
+        return table([host_row(vdisk, number, host) for number, host in enumerate(vdisk.hosts)], options)

@@ -2,20 +2,14 @@
 
 What the file system can do is tried once, not assumed. Where the driver's volume lies *below* the mounted file system
 (a LUN image), snapshots go through the freeze window, as in a backup.
-
-Ioctl and fallocate(2) modes: linux/fs.h (FICLONERANGE), linux/falloc.h.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
 import itertools
-import mmap
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,14 +19,25 @@ from graincopy.core.errors import VolumeUnsupported
 from graincopy.core.ids import VolumeId
 from graincopy.model.snapshot import Target, TargetTag
 from graincopy.model.volume import Claim, Refusal
+from graincopy.testing.file_hands import (
+    BLOCK,
+    COLLAPSE,
+    INSERT,
+    KEEP_SIZE,
+    PUNCH_HOLE,
+    ZERO,
+    clone_range,
+    fallocate,
+    try_power,
+    write_buffered,
+    write_direct,
+    write_mapped,
+)
 from graincopy.testing.lab import OPERATIONS, VolumeLab
 from graincopy.volumes.base import VolumeDriver
 from graincopy.volumes.instant import take_instant
 
-FICLONERANGE = 0x4020940D
-_KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE, _ZERO, _INSERT = 0x01, 0x02, 0x08, 0x10, 0x20
 _ALWAYS = {"buffered", "mmap", "truncate", "rename_over", "remove", "hold", "two_volumes"}
-_BLOCK = 4096
 
 
 class FileLab(VolumeLab):
@@ -43,7 +48,7 @@ class FileLab(VolumeLab):
     exactly what was written.
     """
 
-    block = _BLOCK
+    block = BLOCK
 
     def __init__(
         self,
@@ -143,22 +148,22 @@ class FileLab(VolumeLab):
             return file.read()
 
     def write(self, claim: Claim, offset: int, data: bytes, how: str = "buffered") -> None:
-        {"buffered": _write_buffered, "mmap": _write_mapped, "direct": _write_direct}[how](claim.path, offset, data)
+        {"buffered": write_buffered, "mmap": write_mapped, "direct": write_direct}[how](claim.path, offset, data)
 
     def truncate(self, claim: Claim, size: int) -> None:
         os.truncate(claim.path, size)
 
     def punch(self, claim: Claim, offset: int, length: int) -> None:
-        fallocate(claim.path, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+        fallocate(claim.path, PUNCH_HOLE | KEEP_SIZE, offset, length)
 
     def zero_range(self, claim: Claim, offset: int, length: int) -> None:
-        fallocate(claim.path, _ZERO | _KEEP_SIZE, offset, length)
+        fallocate(claim.path, ZERO | KEEP_SIZE, offset, length)
 
     def collapse(self, claim: Claim, offset: int, length: int) -> None:
-        fallocate(claim.path, _COLLAPSE, offset, length)
+        fallocate(claim.path, COLLAPSE, offset, length)
 
     def insert(self, claim: Claim, offset: int, length: int) -> None:
-        fallocate(claim.path, _INSERT, offset, length)
+        fallocate(claim.path, INSERT, offset, length)
 
     def preallocate(self, claim: Claim, offset: int, length: int) -> None:
         fallocate(claim.path, 0, offset, length)
@@ -207,11 +212,11 @@ class FileLab(VolumeLab):
         possible = {"direct", "compress", *OPERATIONS} - _ALWAYS
         for home in self._homes:
             with tempfile.NamedTemporaryFile(dir=home) as probe:
-                probe.write(bytes(8 * _BLOCK))
+                probe.write(bytes(8 * BLOCK))
                 probe.flush()
                 for power in sorted(possible):
                     try:
-                        _try_power(power, probe.name)
+                        try_power(power, probe.name)
                     except OSError as error:
                         self._reasons[power] = f"{power} on this file system: {error.strerror}"
                         possible.discard(power)
@@ -233,73 +238,6 @@ class FileLab(VolumeLab):
     def _remove_homes(self) -> None:
         for home in self._homes:
             shutil.rmtree(home, ignore_errors=True)
-
-
-def _try_power(power: str, path: str) -> None:
-    size = 4 * _BLOCK
-    if power == "direct":
-        _write_direct(path, 0, bytes(_BLOCK))
-    elif power == "compress":
-        os.setxattr(path, "btrfs.compression", b"zstd")
-        os.removexattr(path, "btrfs.compression")
-    elif power.startswith("reflink"):
-        clone_range(path, path, 0, size, _BLOCK)
-    else:
-        modes = {"punch": _PUNCH_HOLE | _KEEP_SIZE, "zero_range": _ZERO | _KEEP_SIZE, "preallocate": 0}
-        mode = {**modes, "collapse": _COLLAPSE, "insert": _INSERT}[power]
-        fallocate(path, mode, _BLOCK, _BLOCK)
-
-
-def _write_buffered(path: str, offset: int, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], offset + done)
-    finally:
-        os.close(fd)
-
-
-def _write_mapped(path: str, offset: int, data: bytes) -> None:
-    """Through a shared mapping that is let go without msync: the pages stay dirty in the cache."""
-    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as pages:
-        pages[offset : offset + len(data)] = data
-
-
-def _write_direct(path: str, offset: int, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-    try:
-        with mmap.mmap(-1, len(data)) as aligned:
-            aligned[:] = data
-            if os.pwritev(fd, [aligned], offset) != len(data):
-                raise OSError("short direct write")
-    finally:
-        os.close(fd)
-
-
-def fallocate(path: str, mode: int, offset: int, length: int) -> None:
-    """fallocate(2), which the os module lacks. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        if libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
-    finally:
-        os.close(fd)
-
-
-def clone_range(source: str, target: str, source_offset: int, target_offset: int, length: int) -> None:
-    """FICLONERANGE. Raises OSError."""
-    source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        target_fd = os.open(target, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.ioctl(target_fd, FICLONERANGE, struct.pack("=qQQQ", source_fd, source_offset, length, target_offset))
-        finally:
-            os.close(target_fd)
-    finally:
-        os.close(source_fd)
 
 
 def _loops_over(folders: Sequence[str]) -> frozenset[str]:

@@ -12,115 +12,21 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from msgspec.structs import replace
 
 from graincopy.core.errors import GraincopyError, VolumeUnsupported
-from graincopy.hypervisor.daemon import PROGRAM
 from graincopy.hypervisor.nbd import NbdClient
-from graincopy.hypervisor.qmp import Monitor, QmpRefused
+from graincopy.hypervisor.qmp import QmpRefused
 from graincopy.model.volume import Claim, Refusal, VolumeCapabilities
 from graincopy.testing.lab import VolumeLab
+from graincopy.testing.qemu_machine import PATIENCE, Machine
 from graincopy.volumes import qemu_rest
 from graincopy.volumes.base import FileSink, VolumeDriver
 from graincopy.volumes.qemu import QemuDriver
 from graincopy.volumes.qemu_running import QemuPlaces
-
-_PATIENCE = 60.0  # seconds for the daemon to come up or to end, and for a tool: storage may be busy
-
-
-class Machine:
-    """A qemu-storage-daemon that outlives no test: monitor at ``qmp``, NBD server at ``nbd``."""
-
-    def __init__(self, folder: str) -> None:
-        self.qmp, self.nbd = os.path.join(folder, "qmp"), os.path.join(folder, "nbd")
-        self._guests: dict[str, NbdClient] = {}
-        self._nodes: dict[str, str] = {}
-        self._serial = itertools.count()
-        self.start()
-
-    def start(self) -> None:
-        """Switch on, with no disk."""
-        for path in (self.qmp, self.nbd):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        chardev = f"socket,id=monitor,path={self.qmp},server=on,wait=off"
-        command = [PROGRAM, "--chardev", chardev, "--monitor", "chardev=monitor,mode=control"]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                with self.monitor() as monitor:
-                    monitor.run("nbd-server-start", {"addr": {"type": "unix", "data": {"path": self.nbd}}})
-                return
-            except OSError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.01)
-
-    def monitor(self) -> Monitor:
-        """For as short as possible: there is one at a time."""
-        return Monitor.connect(self.qmp, _PATIENCE)
-
-    def stop(self, *, kill: bool = False) -> None:
-        """Switch off, in order or by pulling the plug."""
-        for client in self._guests.values():
-            client.close()
-        self._guests.clear()
-        self._nodes.clear()
-        (self.process.kill if kill else self.process.terminate)()
-        self.process.wait(_PATIENCE)
-
-    def plug(self, path: str, kind: str) -> None:
-        """Give the machine the disk at ``path``; it hangs below a raw node that is exported."""
-        name = f"d{next(self._serial)}"
-        protocol = {"driver": "file", "node-name": f"{name}p", "filename": path, "discard": "unmap"}
-        with self.monitor() as monitor:
-            monitor.run("blockdev-add", protocol)
-            below = f"{name}p"
-            if kind == "qcow2":
-                monitor.run("blockdev-add", {"driver": kind, "node-name": name, "file": below, "discard": "unmap"})
-                below = name
-            raw = {"driver": "raw", "node-name": f"{name}t", "file": below, "discard": "unmap"}
-            monitor.run("blockdev-add", raw)
-            export = {"type": "nbd", "id": name, "node-name": f"{name}t", "name": name, "writable": True}
-            monitor.run("block-export-add", export)
-        self._nodes[path] = name
-        self._guests[path] = NbdClient(self.nbd, name)
-
-    def unplug(self, path: str) -> None:
-        """Take the disk away; nothing of ours may hang on it any more."""
-        name = self._nodes.pop(path)
-        self._guests.pop(path).close()
-        with self.monitor() as monitor:
-            monitor.run("block-export-del", {"id": name, "mode": "hard"})
-            monitor.wait("BLOCK_EXPORT_DELETED", name)
-            for node in (f"{name}t", name, f"{name}p"):
-                with contextlib.suppress(QmpRefused):  # a raw disk has no node in the middle
-                    monitor.run("blockdev-del", {"node-name": node})
-
-    def has(self, path: str) -> bool:
-        """Whether the disk is plugged in."""
-        return path in self._nodes
-
-    def node(self, path: str) -> str:
-        """The format node of the disk."""
-        return self._nodes[path]
-
-    def guest(self, path: str) -> NbdClient:
-        """What writes the disk at ``path``."""
-        return self._guests[path]
-
-    def nodes(self) -> frozenset[str]:
-        """Nodes, exports and bitmaps that are there."""
-        with self.monitor() as monitor:
-            nodes = monitor.run("query-named-block-nodes", {"flat": True})
-            exports = monitor.run("query-block-exports")
-        bitmaps = {f"bitmap {one['name']}" for node in nodes for one in node.get("dirty-bitmaps", ()) if "name" in one}
-        return frozenset({node["node-name"] for node in nodes} | {one["id"] for one in exports} | bitmaps)
 
 
 class QemuLab(VolumeLab):
@@ -138,7 +44,7 @@ class QemuLab(VolumeLab):
         self.machine = Machine(self._sockets)
         monitors = (self.machine.qmp,)
         state = os.path.join(self.home, "state")
-        self.places = QemuPlaces(state, monitors, {self.machine.qmp: self.machine.nbd}, patience=_PATIENCE)
+        self.places = QemuPlaces(state, monitors, {self.machine.qmp: self.machine.nbd}, patience=PATIENCE)
         self._disks: list[str] = []
         self._serial = itertools.count()
         self._held = False
@@ -263,7 +169,7 @@ class QemuLab(VolumeLab):
         with self.reboot():
             shrink = ["--shrink"] if size < os.stat(claim.path).st_size or self.kind == "qcow2" else []
             command = ["qemu-img", "resize", "-q", *shrink, "-f", self.kind, claim.path, str(size)]
-            subprocess.run(command, check=True, timeout=_PATIENCE)
+            subprocess.run(command, check=True, timeout=PATIENCE)
 
     def recreate_volume(self, claim: Claim) -> None:
         size = os.stat(claim.path).st_size if self.kind == "raw" else qemu_rest.header_of(claim.path).size

@@ -9,27 +9,27 @@ both cases it is the volume, as in the reflink driver, and two snapshots are com
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 from msgspec.structs import replace
 
-from graincopy.core.errors import Unsupported, VolumeUnsupported
+from graincopy.core.errors import VolumeUnsupported
 from graincopy.core.ids import VolumeId
 from graincopy.model.change_map import ChangeMap
 from graincopy.model.snapshot import Absent, Deleted, Target, TargetTag
 from graincopy.model.volume import Claim, Refusal, SourceVolume, VolumeCapabilities
 from graincopy.volumes import btrfs_ioctl, btrfs_store, live, reflink_store
 from graincopy.volumes.base import FileImage, FileSink, PreparedGroup, VolumeDriver
-from graincopy.volumes.btrfs_snapshot import allocated_of, by_snapshot, is_taken, seen, settle_one, take_once
+from graincopy.volumes.btrfs_snapshot import allocated_of, by_snapshot, seen, settle_one, take_once
 from graincopy.volumes.btrfs_store import home_of, incarnation_of, open_taken, source_path, split
-from graincopy.volumes.image import FdImage
+from graincopy.volumes.lun_claim import claim_lun
 from graincopy.volumes.places import Places
-from graincopy.volumes.reflink import changed_between
 from graincopy.volumes.reflink_attach import Attachments
-from graincopy.volumes.reflink_clone import failures, flush, identity_placement, open_record, opened, raw_devices
+from graincopy.volumes.reflink_changes import changed_between
+from graincopy.volumes.reflink_clone import failures, flush, is_taken, opened, raw_devices, retag
 from graincopy.volumes.reflink_store import Record, Stray
 from graincopy.volumes.stack import Broken, Floor, Lun, Stack
 from graincopy.volumes.topology import HostFiles, trace
@@ -73,12 +73,10 @@ class BtrfsDriver(VolumeDriver):
         below = self._claim_lun(stack.path, lun) if isinstance(lun, Lun) else lun
         if isinstance(below, Claim) or stack.devices:
             return below
+        if not self._in_place and not isinstance(lun, Lun):
+            return Broken(f"{stack.path} is no LUN image, and only these are taken here", "", True)
         if not self._in_place:
-            return (
-                below
-                if isinstance(lun, Lun)
-                else Broken(f"{stack.path} is no LUN image, and only these are taken here", "", True)
-            )
+            return below
         volume = self._volume(stack.floors[0])
         if isinstance(volume, Broken):
             return below if isinstance(lun, Lun) else volume
@@ -91,25 +89,7 @@ class BtrfsDriver(VolumeDriver):
         if isinstance(volume, Broken):
             return volume
         where = f"the LUN image {lun.volume} in the Btrfs subvolume at {split(volume)[0]}"
-        if lun.inner_path is None:
-            if lun.offset or lun.size not in (0, self._host.stat(lun.volume).st_size):
-                what = f"{path} shows only a part of the LUN image {lun.volume}"
-                return Broken(what, "name the whole loop device, or the disk image files on it")
-            return Claim(path=path, driver=self.name, volume=volume, why=f"the device shows {where}")
-        if os.geteuid() != 0:
-            return Broken(f"only root can attach a target of the LUN image {lun.volume}", "run graincopy as root")
-        return Claim(
-            path=path,
-            driver=self.name,
-            volume=volume,
-            why=f"{lun.mount} lies on {where}, which can be snapshotted",
-            inner_path=lun.inner_path,
-            fs_type=lun.fs_type,
-            fs_offset=lun.offset,
-            fs_size=lun.size,
-            mount=lun.mount,
-            size=self._host.stat(path).st_size,
-        )
+        return claim_lun(path, lun, self._host, driver=self.name, volume=volume, where=where, how="snapshotted")
 
     def _volume(self, floor: Floor) -> VolumeId | Broken:
         """The name of the file on ``floor``, when its subvolume can be snapshotted by this user."""
@@ -178,7 +158,7 @@ class BtrfsDriver(VolumeDriver):
                 volume=os.fsencode(volume), incarnation=incarnation_of(fd), size=os.fstat(fd).st_size, tag=tag
             )
             self._places.note(home)
-            return self._target(path, reflink_store.create_target(path, record, 0))
+            return reflink_store.create_target(path, record, 0).target(path, self.name)
 
     def _sync(self, targets: Sequence[Target]) -> None:
         """And take away snapshots of a run of this id that died before it settled any target of them."""
@@ -202,19 +182,10 @@ class BtrfsDriver(VolumeDriver):
 
     # --- stages 6 and 7: reading ------------------------------------------------------------------
 
-    @contextmanager
-    def open(self, target: Target, claim: Claim) -> Iterator[FileImage]:
-        if claim.inner_path is not None:
-            with self._attachments.open(target, claim) as image:
-                yield image
-            return
-        fd, record = open_taken(target)
-        with FdImage(fd, record.size, lambda: identity_placement(fd, record.size)) as image:
-            yield image
+    def open(self, target: Target, claim: Claim) -> AbstractContextManager[FileImage]:
+        return self._attachments.open(target, claim)
 
     def open_folder(self, target: Target, claim: Claim) -> AbstractContextManager[int]:
-        if claim.inner_path is None:
-            raise Unsupported(driver=self.name, power="show folders of a volume that is a file by itself")
         return self._attachments.open_folder(target, claim)
 
     def changed(self, base: Target, now: Target) -> ChangeMap:
@@ -225,15 +196,7 @@ class BtrfsDriver(VolumeDriver):
     # --- stage 9: what stays ----------------------------------------------------------------------
 
     def retag(self, target: Target, tag: TargetTag) -> Target:
-        fd, record = open_record(target, writable=True)
-        try:
-            record = replace(record, tag=tag)
-            with failures(target.volume):
-                reflink_store.write_record(fd, record)
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        return self._target(target.id, record)
+        return retag(target, tag)
 
     def delete(self, target: Target) -> Deleted | Absent:
         with failures(target.volume):
@@ -242,7 +205,7 @@ class BtrfsDriver(VolumeDriver):
     def list_targets(self, volumes: Sequence[VolumeId] = ()) -> tuple[Target, ...]:
         """``allocated`` counts bytes of the file that nothing else shares; the snapshot keeps those of others, too."""
         found = [one for home in self._homes(volumes) for one in btrfs_store.scan(home)[0]]
-        targets = [self._target(one.path, one.record) for one in found]
+        targets = [one.record.target(one.path, self.name) for one in found]
         return tuple(replace(target, allocated=allocated_of(target)) for target in targets)
 
     def list_strays(self, volumes: Sequence[VolumeId] = ()) -> tuple[Stray, ...]:
@@ -256,16 +219,6 @@ class BtrfsDriver(VolumeDriver):
     def open_for_restore(self, claim: Claim) -> AbstractContextManager[FileSink]:
         _refuse_unmounted(claim)
         return live.open_sink(claim.path)
-
-    def _target(self, path: str, record: Record) -> Target:
-        return Target(
-            id=path,
-            driver=self.name,
-            volume=VolumeId(os.fsdecode(record.volume)),
-            size=record.size,
-            incarnation=record.incarnation,
-            tag=record.tag,
-        )
 
 
 def _refuse_unmounted(claim: Claim) -> None:

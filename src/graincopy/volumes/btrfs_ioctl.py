@@ -15,7 +15,6 @@ import struct
 import msgspec
 
 ROOT_INODE = 256  # BTRFS_FIRST_FREE_OBJECTID: the root directory of every subvolume has it, and no other file
-TOP_LEVEL = 5  # BTRFS_FS_TREE_OBJECTID: the subvolume that every other one lies in
 
 _MAGIC = 0x94
 _ARGS = 4096  # bytes of struct btrfs_ioctl_vol_args and of btrfs_ioctl_vol_args_v2

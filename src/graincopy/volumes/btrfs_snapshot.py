@@ -11,9 +11,8 @@ from graincopy.core.errors import SourceChanged, TargetLost
 from graincopy.model.snapshot import Target
 from graincopy.volumes import btrfs_store, reflink_store
 from graincopy.volumes.btrfs_store import source_path, split
-from graincopy.volumes.fiemap import unshared_bytes
 from graincopy.volumes.places import sync_directory
-from graincopy.volumes.reflink_clone import failures, open_record
+from graincopy.volumes.reflink_clone import failures, is_taken, open_record, unshared
 
 
 def by_snapshot(targets: Sequence[Target]) -> dict[str, list[Target]]:
@@ -22,16 +21,6 @@ def by_snapshot(targets: Sequence[Target]) -> dict[str, list[Target]]:
     for target in targets:
         found.setdefault(btrfs_store.snapshot_path(target.id), []).append(target)
     return found
-
-
-def is_taken(target: Target) -> bool:
-    """Whether the target is complete and durable."""
-    try:
-        fd, record = open_record(target)
-    except TargetLost:
-        return False
-    os.close(fd)
-    return record.taken
 
 
 def take_once(path: str, members: Sequence[Target]) -> None:
@@ -76,13 +65,4 @@ def settle_one(target: Target) -> Target:
 
 def allocated_of(target: Target) -> int:
     """Bytes of the file of ``target`` that nothing else shares; 0 when that cannot be told."""
-    try:
-        fd = btrfs_store.open_in_snapshot(target)
-    except TargetLost:
-        return 0
-    try:
-        return unshared_bytes(fd)
-    except OSError:
-        return 0
-    finally:
-        os.close(fd)
+    return unshared(lambda: btrfs_store.open_in_snapshot(target))

@@ -6,6 +6,7 @@ named beside it. Wrappers raise OSError as the kernel gives it; callers translat
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -13,7 +14,7 @@ import struct
 
 import msgspec
 
-_NONE, _WRITE, _READ = 0, 1, 2
+_WRITE, _READ = 1, 2
 
 
 def _number(direction: int, kind: int, number: int, size: int) -> int:
@@ -30,13 +31,15 @@ FS_IOC_GETFLAGS = _number(_READ, ord("f"), 1, struct.calcsize("l"))
 FS_IOC_SETFLAGS = _number(_WRITE, ord("f"), 2, struct.calcsize("l"))
 FS_IOC_GETVERSION = _number(_READ, ord("v"), 1, struct.calcsize("l"))
 FS_IOC_GETFSUUID = _number(_READ, 0x15, 0, 17)  # struct fsuuid2; since Linux 6.9
-BLKFLSBUF = _number(_NONE, 0x12, 97, 0)
 BLKGETSIZE64 = _number(_READ, 0x12, 114, struct.calcsize("N"))
 FS_NOCOW_FL = 0x00800000
 
 # linux/falloc.h
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_COLLAPSE_RANGE = 0x08
+FALLOC_FL_ZERO_RANGE = 0x10
+FALLOC_FL_INSERT_RANGE = 0x20
 
 # linux/fiemap.h: struct fiemap is u64 start, u64 length, u32 flags, u32 mapped, u32 count, u32 reserved
 FS_IOC_FIEMAP = _number(_READ | _WRITE, ord("f"), 11, 32)
@@ -54,7 +57,6 @@ FIEMAP_EXTENT_UNWRITTEN = 0x800
 FIEMAP_EXTENT_SHARED = 0x2000
 
 # linux/loop.h: struct loop_info64, and struct loop_config = u32 fd, u32 block size, loop_info64, u64[8]
-LOOP_GET_STATUS64 = 0x4C05
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CTL_GET_FREE = 0x4C82
 LO_FLAGS_READ_ONLY = 1
@@ -85,14 +87,12 @@ class XfsGeometry(msgspec.Struct, frozen=True):
     external_log: bool
 
 
-class LoopStatus(msgspec.Struct, frozen=True):
-    """A loop device as the kernel has it. ``device`` and ``inode`` are st_dev and st_ino of the backing file."""
-
-    device: int
-    inode: int
-    offset: int  # bytes
-    size_limit: int  # bytes; 0: to the end
-    flags: int
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), which the os module lacks; the modes are FALLOC_FL_*."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def clone(source_fd: int, target_fd: int) -> None:
@@ -141,24 +141,6 @@ def device_size(fd: int) -> int:
     buffer = bytearray(struct.calcsize("N"))
     fcntl.ioctl(fd, BLKGETSIZE64, buffer)
     return int(struct.unpack("N", buffer)[0])
-
-
-def flush_buffers(fd: int) -> None:
-    """Write out and drop what the page cache holds of a block device."""
-    fcntl.ioctl(fd, BLKFLSBUF, 0)
-
-
-def loop_status(fd: int) -> LoopStatus:
-    """Status of an open loop device. ENXIO: nothing is bound to it."""
-    buffer = bytearray(LOOP_INFO64.size)
-    fcntl.ioctl(fd, LOOP_GET_STATUS64, buffer)
-    device, inode, _, offset, limit, _, _, _, flags, *_ = LOOP_INFO64.unpack(buffer)
-    return LoopStatus(_old_device(device), inode, offset, limit, flags)
-
-
-def _old_device(encoded: int) -> int:
-    """``huge_encode_dev()`` of linux/kdev_t.h → st_dev."""
-    return os.makedev((encoded & 0xFFF00) >> 8, (encoded & 0xFF) | ((encoded >> 12) & 0xFFF00))
 
 
 def xfs_geometry(fd: int) -> XfsGeometry | None:

@@ -36,15 +36,22 @@ class Holder(msgspec.Struct, frozen=True):
 
 def writers_of(found: os.stat_result, own_fds: tuple[int, ...] = ()) -> tuple[Holder, ...]:
     """Who has the file open for writing, as far as /proc and sysfs show it to this user; ``own_fds`` do not count."""
-    key = (found.st_dev, found.st_ino)
+    key = _key(found)
     skipped = {str(fd) for fd in own_fds}
     holders = [
         Holder(_command(pid), int(pid))
         for pid in os.listdir("/proc")
         if pid.isdigit() and _writes(pid, key, skipped if int(pid) == os.getpid() else set())
     ]
-    loops = [name for name in loop.loops_of(*key) if not loop.is_read_only(name)]
+    loops = [name for name in loop.loops_of(found.st_dev, found.st_ino) if not loop.is_read_only(name)]
     return (*holders, *(Holder(f"loop device /dev/{name}") for name in loops))
+
+
+def _key(found: os.stat_result) -> tuple[int, int]:
+    """What is the same of one file however it was opened. A device has a node of its own in each mount namespace."""
+    if stat.S_ISBLK(found.st_mode):
+        return -1, found.st_rdev
+    return found.st_dev, found.st_ino
 
 
 def _writes(pid: str, key: tuple[int, int], skipped: set[str]) -> bool:
@@ -57,7 +64,7 @@ def _writes(pid: str, key: tuple[int, int], skipped: set[str]) -> bool:
 def _is_writer(pid: str, fd: str, key: tuple[int, int]) -> bool:
     try:
         found = os.stat(f"/proc/{pid}/fd/{fd}")
-        if (found.st_dev, found.st_ino) != key:
+        if _key(found) != key:
             return False
         with open(f"/proc/{pid}/fdinfo/{fd}", "rb") as file:
             flags = next(line for line in file if line.startswith(b"flags:"))

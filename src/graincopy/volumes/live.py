@@ -8,7 +8,6 @@ for a write lease, and whatever changed in between is noticed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -23,16 +22,15 @@ from graincopy.model.workload import FileMetadata
 from graincopy.volumes import fiemap, ioctl, leases
 from graincopy.volumes.image import fill_zeros, read_fully
 from graincopy.volumes.leases import ReadLease, lease_read
+from graincopy.volumes.live_calls import punch, set_direct, start_writing_back
 from graincopy.volumes.metadata import apply_metadata, metadata_of, read_metadata
 from graincopy.volumes.places import sync_directory
 
 __all__ = ["LiveFile", "ReadLease", "apply_metadata", "free_bytes", "lease_read", "open_sink", "read_metadata"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NO_PUNCH = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
 _ZEROS = bytes(MIB)
 _SEND_EVERY = 4 * MIB
-_SYNC_FILE_RANGE_WRITE = 2  # <linux/fs.h>
 
 
 class LiveFile:
@@ -56,7 +54,7 @@ class LiveFile:
         self._unsent = 0  # bytes written since the kernel was last told to begin writing back
         self._folders = made_in
         self._block = stat.S_ISBLK(os.fstat(self.fd).st_mode)
-        self._began_direct = direct and _set_direct(self.fd)
+        self._began_direct = direct and set_direct(self.fd)
         self._direct = self._began_direct
 
     @property
@@ -86,7 +84,7 @@ class LiveFile:
         self._unsent += 0 if self._direct else done
         if self._unsent >= _SEND_EVERY:  # several workers may count wrong together: it is a hint, sync() is the promise
             self._unsent = 0
-            _start_writing_back(fd)
+            start_writing_back(fd)
 
     def _put(self, fd: int, offset: int, data: memoryview) -> int:
         """pwrite(2); for good through the page cache from the first write on that O_DIRECT does not take."""
@@ -106,7 +104,7 @@ class LiveFile:
         if length <= 0:
             return
         with self._space_for(length):
-            if not _punch(fd, offset, length):
+            if not punch(fd, offset, length):
                 for at in range(offset, offset + length, MIB):
                     self.write(at, memoryview(_ZEROS)[: min(MIB, offset + length - at)])
 
@@ -277,37 +275,6 @@ def _reopen(fd: int, path: str) -> int:
         if error.errno == errno.EAGAIN:
             raise SourceInUse(path=path, reason="somebody holds a lease on it") from error
         raise PathUnreadable(path=path, reason=error.strerror) from error
-
-
-def _set_direct(fd: int) -> bool:
-    """Set O_DIRECT; False where the file system has no such thing (open(2): EINVAL)."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return False
-    return True
-
-
-def _start_writing_back(fd: int) -> None:
-    """Keep the device busy from now on: else all of it is left to sync(). sync_file_range(2); may well do nothing."""
-    ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
-
-
-def _punch(fd: int, offset: int, length: int) -> bool:
-    """Make a hole; False where that is not possible. fallocate(2), which the os module lacks.
-
-    A block device answers EINVAL where the range is not one of whole sectors.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    how = ioctl.FALLOC_FL_PUNCH_HOLE | ioctl.FALLOC_FL_KEEP_SIZE
-    if libc.fallocate64(fd, how, ctypes.c_int64(offset), ctypes.c_int64(length)) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _NO_PUNCH or (code == errno.EINVAL and stat.S_ISBLK(os.fstat(fd).st_mode)):
-        return False
-    raise OSError(code, os.strerror(code))
 
 
 def free_bytes(path: str) -> int:

@@ -33,10 +33,11 @@ from graincopy.model.volume import Claim, Refusal, SourceVolume, VolumeCapabilit
 from graincopy.volumes import live
 from graincopy.volumes.base import FileImage, FileSink, PreparedGroup, VolumeDriver
 from graincopy.volumes.lvm_thin_attach import Activations
+from graincopy.volumes.lvm_thin_claim import claim_volume
+from graincopy.volumes.lvm_thin_list import named, pool_of, source_of, target_of, unlike
 from graincopy.volumes.lvm_thin_map import Maps
-from graincopy.volumes.lvm_thin_path import OnVolume, locate
+from graincopy.volumes.lvm_thin_path import locate
 from graincopy.volumes.lvm_thin_report import (
-    PREFIX,
     LogicalVolume,
     Record,
     decode_tags,
@@ -49,6 +50,7 @@ from graincopy.volumes.lvm_thin_sink import PoolSink
 from graincopy.volumes.lvm_thin_slot import recover_slot
 from graincopy.volumes.lvm_thin_tools import Lvm, ToolFailed
 from graincopy.volumes.lvm_thin_watch import PoolLimits, PoolWatch, check_pool, room
+from graincopy.volumes.mounts import refuse_unmounted
 from graincopy.volumes.stack import Broken
 from graincopy.volumes.topology import HostFiles
 
@@ -82,44 +84,16 @@ class LvmThinDriver(VolumeDriver):
 
     def resolve(self, path: str) -> Claim | Refusal:
         place = locate(path, self._host)
-        answer = place if isinstance(place, Broken) else self._claim(place)
+        answer = place if isinstance(place, Broken) else claim_volume(place, self._lvm, self.name)
         if isinstance(answer, Claim):
             return answer
         return Refusal(path=path, driver=self.name, reason=answer.reason, remedy=answer.remedy, missing=answer.missing)
 
-    def _claim(self, place: OnVolume) -> Claim | Broken:
-        if os.geteuid() != 0:
-            return Broken("only root can make snapshots with LVM", "run graincopy as root")
-        package = self._lvm.missing()
-        if package is not None:
-            return Broken(f"{package} is needed and not there", f"apt-get install {package}")
-        try:
-            found = [one for one in self._lvm.volumes() if one.uuid == place.uuid]
-        except ToolFailed as error:
-            return Broken(str(error))
-        if not found:
-            return Broken(f"{place.path} lies on a logical volume that LVM does not list", "try pvscan --cache")
-        volume = found[0]
-        problem = unfit(volume)
-        if problem is not None:
-            return Broken(*problem)
-        what = "the path is" if place.mount is None else f"{place.mount.point} lies on"
-        return Claim(
-            path=place.path,
-            driver=self.name,
-            volume=volume.volume,
-            why=f"{what} the thin volume {volume.path} in the pool {volume.pool}",
-            inner_path=place.inner_path,
-            fs_type=place.mount.fs_type if place.mount else None,
-            mount=place.mount.point if place.mount else None,
-            size=volume.size if place.size is None else place.size,
-        )
-
     def describe(self, volume: VolumeId) -> SourceVolume:
         """``home_free`` is what is left of the scarcer one of data and metadata space, as a share of the pool."""
         every = self._volumes(volume)
-        source = _source(every, volume)
-        pool = _pool_of(every, source)
+        source = source_of(every, volume)
+        pool = pool_of(every, source)
         free = 1 - max(pool.data_used or 0.0, pool.metadata_used or 0.0) if pool else 0.0
         return SourceVolume(
             id=volume,
@@ -138,12 +112,12 @@ class LvmThinDriver(VolumeDriver):
         every = self._volumes(", ".join(volumes))
         targets = []
         for volume in volumes:
-            source = _source(every, volume)
+            source = source_of(every, volume)
             problem = unfit(source)
             if problem is not None:
                 raise SnapshotFailed(volume=volume, reason=problem[0])
-            made = _named(every, target_name(source, tag.run))
-            target = None if made is None else self._target(made, every)
+            made = named(every, target_name(source, tag.run))
+            target = None if made is None else target_of(made, every, self.name)
             if target is None:
                 check_pool(self._lvm, source.vg, source.pool, self._limits)
                 target = Target(
@@ -160,7 +134,7 @@ class LvmThinDriver(VolumeDriver):
     def snapshot(self, group: PreparedGroup) -> tuple[Target, ...]:
         every = group.handle if isinstance(group.handle, tuple) else ()
         return tuple(
-            self._snapshot(target, _source(every, target.volume)) if _named(every, target.id) is None else target
+            self._snapshot(target, source_of(every, target.volume)) if named(every, target.id) is None else target
             for target in group.targets
         )
 
@@ -172,7 +146,7 @@ class LvmThinDriver(VolumeDriver):
             )
         except ToolFailed as error:
             now = self._volumes(target.volume)
-            if _named(now, target.id) is not None and "already exists" in str(error):
+            if named(now, target.id) is not None and "already exists" in str(error):
                 return target  # the same prepared group, taken once more
             if not any(one.uuid == source.uuid and one.path == source.path for one in now):
                 raise SourceChanged(path=source.path, reason="it was removed or renamed") from error
@@ -185,7 +159,7 @@ class LvmThinDriver(VolumeDriver):
         every = self._volumes(", ".join(target.volume for target in targets))
         settled = []
         for target in targets:
-            made = _named(every, target.id)
+            made = named(every, target.id)
             if made is None:
                 raise TargetLost(target=target.id, reason="it was removed")
             if not target.incarnation.startswith(f"{made.origin_uuid}."):
@@ -209,18 +183,18 @@ class LvmThinDriver(VolumeDriver):
 
     def changed(self, base: Target, now: Target) -> ChangeMap:
         every = self._volumes(now.volume)
-        new, old = _named(every, now.id), _named(every, base.id)
+        new, old = named(every, now.id), named(every, base.id)
         if new is None:
             raise TargetLost(target=now.id, reason="it was removed")
         if old is None:
             return Unknown("the checkpoint is gone")
-        return _unlike(old, new) or self._maps.changed(old, new, _pool_of(every, new))
+        return unlike(old, new) or self._maps.changed(old, new, pool_of(every, new))
 
     # --- stage 9: what stays ----------------------------------------------------------------------
 
     def retag(self, target: Target, tag: TargetTag) -> Target:
         every = self._volumes(target.volume)
-        made = _named(every, target.id)
+        made = named(every, target.id)
         known = None if made is None else decode_tags(made.tags)
         if made is None or known is None:
             raise TargetLost(target=target.id, reason="it was removed" if made is None else "its tags are damaged")
@@ -233,17 +207,17 @@ class LvmThinDriver(VolumeDriver):
     def delete(self, target: Target) -> Deleted | Absent:
         """Also gives back the pool's metadata snapshot when a run of ours died with it."""
         every = self._volumes(target.volume)
-        made = _named(every, target.id)
+        made = named(every, target.id)
         if made is None:
             return Absent()
         try:
             self._lvm.hide(made)  # a crash may have left it
             self._lvm.remove(made)
         except ToolFailed as error:
-            if _named(self._volumes(target.volume), target.id) is None:
+            if named(self._volumes(target.volume), target.id) is None:
                 return Absent()  # somebody else was quicker
             raise VolumeBusy(volume=made.path, holder=f"somebody ({error})") from error
-        pool = _pool_of(every, made)
+        pool = pool_of(every, made)
         if pool is not None:
             self._recover(pool)
         return Deleted()
@@ -265,7 +239,7 @@ class LvmThinDriver(VolumeDriver):
             every = self._lvm.volumes()
         except ToolFailed as error:
             raise SnapshotFailed(volume="the volume groups of this host", reason=str(error)) from error
-        return tuple(target for one in every if (target := self._target(one, every)) is not None)
+        return tuple(target for one in every if (target := target_of(one, every, self.name)) is not None)
 
     # --- the way back -----------------------------------------------------------------------------
 
@@ -279,8 +253,8 @@ class LvmThinDriver(VolumeDriver):
         # a volume's lasting name is a symbolic link, which open_sink does not follow
         path = os.path.realpath(claim.path) if claim.identity else claim.path
         every = self._volumes(claim.volume)
-        source = _source(every, claim.volume)
-        pool = _pool_of(every, source)
+        source = source_of(every, claim.volume)
+        pool = pool_of(every, source)
         if pool is None:
             raise SnapshotFailed(volume=claim.volume, reason="its thin pool is gone")
         with live.open_sink(path) as sink:
@@ -303,72 +277,21 @@ class LvmThinDriver(VolumeDriver):
             every = self._lvm.volumes()
         except ToolFailed as error:
             raise TargetLost(target=target.id, reason=str(error)) from error
-        made = _named(every, target.id)
+        made = named(every, target.id)
         if made is None:
             raise TargetLost(target=target.id, reason="it was removed")
         return made, every
 
-    def _target(self, made: LogicalVolume, every: Sequence[LogicalVolume]) -> Target | None:
-        """``made`` as a target; None when it is none of ours. Its S may be called otherwise by now."""
-        known = decode_tags(made.tags)
-        if known is None or made.segtype != "thin":
-            return None
-        record = known[0]
-        uuid = record.incarnation.split(".")[0]
-        volume = next((one.volume for one in every if one.uuid == uuid), VolumeId(record.volume))
-        return Target(
-            id=made.name,
-            driver=self.name,
-            volume=volume,
-            size=made.size,
-            incarnation=record.incarnation,
-            tag=record.tag,
-        )
-
-
-def _source(every: Sequence[LogicalVolume], volume: VolumeId) -> LogicalVolume:
-    path = volume.removeprefix(PREFIX)
-    for one in every:
-        if one.path == path:
-            return one
-    raise SnapshotFailed(volume=volume, reason="there is no such logical volume")
-
-
-def _pool_of(every: Sequence[LogicalVolume], volume: LogicalVolume) -> LogicalVolume | None:
-    return next((one for one in every if one.uuid == volume.pool_uuid), None)
-
-
-def _named(every: Sequence[LogicalVolume], name: str) -> LogicalVolume | None:
-    """The target called ``name``, if there is one. Raises TargetLost when copies of a volume group hold it twice."""
-    found = [one for one in every if one.name == name and decode_tags(one.tags) is not None]
-    if len(found) > 1:
-        raise TargetLost(target=name, reason=f"it is in several volume groups: {', '.join(one.vg for one in found)}")
-    return found[0] if found else None
-
-
-def _unlike(base: LogicalVolume, now: LogicalVolume) -> Unknown | None:
-    """Why two targets are not of one S in one pool, if so."""
-    known = decode_tags(base.tags), decode_tags(now.tags)
-    if known[0] is None or known[1] is None:
-        return Unknown("the tags of a target are damaged")
-    if base.pool_uuid != now.pool_uuid:
-        return Unknown("the volume was moved to another thin pool")
-    if known[0][0].incarnation != known[1][0].incarnation:
-        return Unknown("the volume was recreated since the checkpoint")
-    return None
-
 
 def _refuse_absent(claim: Claim) -> None:
     """Nothing is made anew in /dev, nor in the folder that the volume is mounted over at other times."""
+    if claim.inner_path is not None:
+        refuse_unmounted(claim)
+        return
     try:
-        mode = os.stat(claim.path).st_mode
+        there = stat.S_ISBLK(os.stat(claim.path).st_mode)
     except FileNotFoundError:
-        mode = 0
-    if claim.inner_path is None:
-        if not stat.S_ISBLK(mode):
-            reason = "the logical volume is not there; make one of the same size with lvcreate --thin first"
-            raise VolumeUnsupported(path=claim.path, reason=reason)
-    elif not mode:
-        root = claim.path.removesuffix(claim.inner_path)
-        if root != claim.path and not os.path.ismount(root):
-            raise VolumeUnsupported(path=claim.path, reason=f"its file system is not mounted at {root}")
+        there = False
+    if not there:
+        reason = "the logical volume is not there; make one of the same size with lvcreate --thin first"
+        raise VolumeUnsupported(path=claim.path, reason=reason)

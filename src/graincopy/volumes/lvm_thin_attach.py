@@ -30,7 +30,6 @@ from graincopy.volumes.mounts import mount_detached
 
 Find = Callable[[Target], tuple[LogicalVolume, Sequence[LogicalVolume]]]
 PlacementOf = Callable[[LogicalVolume, LogicalVolume | None, bool], Placement]
-WatchOf = Callable[[LogicalVolume], PoolWatch]
 
 
 class _Active(msgspec.Struct):

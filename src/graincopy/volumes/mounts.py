@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from graincopy.core.errors import VolumeUnsupported
+from graincopy.model.volume import Claim
 from graincopy.volumes.ioctl import SYS_FSCONFIG, SYS_FSMOUNT, SYS_FSOPEN, SYS_OPENAT2
 
 # linux/mount.h
@@ -97,16 +99,6 @@ def mount_of(path: str, mounts: Iterable[Mount] | None = None) -> Mount | None:
     return next((mount for mount in mounts or read_mounts() if mount.mount_id == wanted), None)
 
 
-def mount_by_prefix(path: str, mounts: Iterable[Mount]) -> Mount | None:
-    """The mount with the longest point above the real ``path``; of equals the last. For recorded trees."""
-    above = [mount for mount in mounts if _is_above(mount.point, path)]
-    return max(reversed(above), key=lambda mount: len(mount.point), default=None)
-
-
-def _is_above(point: str, path: str) -> bool:
-    return path == point or path.startswith(point.rstrip("/") + "/")
-
-
 # --- detached mounts ------------------------------------------------------------------------------
 
 
@@ -173,3 +165,15 @@ def _call(number: int, *arguments: object) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
+
+
+def refuse_unmounted(claim: Claim) -> None:
+    """Raises VolumeUnsupported for a file that is not there because the file system it lies on is not mounted.
+
+    It must not be made anew in the folder that the volume is mounted over at other times.
+    """
+    if claim.inner_path is None or os.path.lexists(claim.path):
+        return
+    root = claim.path.removesuffix(claim.inner_path)
+    if root != claim.path and not os.path.ismount(root):
+        raise VolumeUnsupported(path=claim.path, reason=f"its file system is not mounted at {root}")

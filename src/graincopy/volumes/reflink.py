@@ -8,48 +8,44 @@ as long as nobody wrote there: what lies at equal positions is equal. FICLONE, F
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
-import numpy as np
 from msgspec.structs import replace
 
-from graincopy.core.errors import TargetLost, Unsupported, VolumeUnsupported
 from graincopy.core.ids import VolumeId
-from graincopy.core.placement import Placement
-from graincopy.model.change_map import Changed, ChangeMap, Unknown
+from graincopy.model.change_map import ChangeMap
 from graincopy.model.snapshot import Absent, Deleted, Target, TargetTag
 from graincopy.model.volume import Claim, Refusal, SourceVolume, VolumeCapabilities
 from graincopy.volumes import ioctl, live, reflink_store
 from graincopy.volumes.base import FileImage, FileSink, PreparedGroup, VolumeDriver
-from graincopy.volumes.fiemap import count_extents, read_placement
-from graincopy.volumes.image import FdImage
+from graincopy.volumes.fiemap import count_extents
+from graincopy.volumes.lun_claim import claim_lun
+from graincopy.volumes.mounts import refuse_unmounted
 from graincopy.volumes.places import Places
 from graincopy.volumes.reflink_attach import Attachments
+from graincopy.volumes.reflink_changes import changed_between
 from graincopy.volumes.reflink_clone import (
     PREFIX,
     allocated_of,
     clone_one,
     failures,
     flush,
-    identity_placement,
     incarnation_of,
     is_taken,
-    open_record,
     open_taken,
     opened,
     predict_clone_ms,
     raw_devices,
+    retag,
     settle_one,
     source_path,
     warm,
 )
 from graincopy.volumes.reflink_store import Record, Stray
 from graincopy.volumes.topology import Broken, HostFiles, Lun, trace
-
-_STEADY_ATTEMPTS = 4  # a file system that moves blocks under us all the time gets a full comparison instead
 
 
 class ReflinkDriver(VolumeDriver):
@@ -94,26 +90,8 @@ class ReflinkDriver(VolumeDriver):
         trouble = _may_make_targets(lun.volume)
         if trouble is not None:
             return trouble
-        volume = VolumeId(PREFIX + lun.volume)
-        if lun.inner_path is None:
-            if lun.offset or lun.size not in (0, self._host.stat(lun.volume).st_size):
-                what = f"{path} shows only a part of the LUN image {lun.volume}"
-                return Broken(what, "name the whole loop device, or the disk image files on it")
-            return Claim(path=path, driver=self.name, volume=volume, why=f"the device shows the LUN image {lun.volume}")
-        if os.geteuid() != 0:
-            return Broken(f"only root can attach a target of the LUN image {lun.volume}", "run graincopy as root")
-        return Claim(
-            path=path,
-            driver=self.name,
-            volume=volume,
-            why=f"{lun.mount} lies on the LUN image {lun.volume}, which can be cloned",
-            inner_path=lun.inner_path,
-            fs_type=lun.fs_type,
-            fs_offset=lun.offset,
-            fs_size=lun.size,
-            mount=lun.mount,
-            size=self._host.stat(path).st_size,
-        )
+        volume, where = VolumeId(PREFIX + lun.volume), f"the LUN image {lun.volume}"
+        return claim_lun(path, lun, self._host, driver=self.name, volume=volume, where=where, how="cloned")
 
     def describe(self, volume: VolumeId) -> SourceVolume:
         path = source_path(volume)
@@ -163,7 +141,7 @@ class ReflinkDriver(VolumeDriver):
             record = reflink_store.create_target(path, record, ioctl.inode_flags(fd))
             if not record.taken:
                 self._warm(fd, path)
-        return self._target(path, record)
+        return record.target(path, self.name)
 
     def _warm(self, source: int, path: str) -> None:
         fd = reflink_store.open_target(path, writable=True)
@@ -176,7 +154,7 @@ class ReflinkDriver(VolumeDriver):
             os.close(fd)
 
     def snapshot(self, group: PreparedGroup) -> tuple[Target, ...]:
-        if all(is_taken(target.id) for target in group.targets):
+        if all(is_taken(target) for target in group.targets):
             return group.targets  # a repeated call: the instant that was is kept
         raw = group.handle if isinstance(group.handle, tuple) else ()
         flush(raw)
@@ -188,19 +166,10 @@ class ReflinkDriver(VolumeDriver):
 
     # --- stages 6 and 7: reading ------------------------------------------------------------------
 
-    @contextmanager
-    def open(self, target: Target, claim: Claim) -> Iterator[FileImage]:
-        if claim.inner_path is not None:
-            with self._attachments.open(target, claim) as image:
-                yield image
-            return
-        fd, record = open_taken(target)
-        with FdImage(fd, record.size, lambda: identity_placement(fd, record.size)) as image:
-            yield image
+    def open(self, target: Target, claim: Claim) -> AbstractContextManager[FileImage]:
+        return self._attachments.open(target, claim)
 
     def open_folder(self, target: Target, claim: Claim) -> AbstractContextManager[int]:
-        if claim.inner_path is None:
-            raise Unsupported(driver=self.name, power="show folders of a file that is cloned by itself")
         return self._attachments.open_folder(target, claim)
 
     def changed(self, base: Target, now: Target) -> ChangeMap:
@@ -214,15 +183,7 @@ class ReflinkDriver(VolumeDriver):
     # --- stage 9: what stays ----------------------------------------------------------------------
 
     def retag(self, target: Target, tag: TargetTag) -> Target:
-        fd, record = open_record(target, writable=True)
-        try:
-            record = replace(record, tag=tag)
-            with failures(target.volume):
-                reflink_store.write_record(fd, record)
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        return self._target(target.id, record)
+        return retag(target, tag)
 
     def delete(self, target: Target) -> Deleted | Absent:
         return Deleted() if reflink_store.remove_target(target.id) else Absent()
@@ -231,7 +192,7 @@ class ReflinkDriver(VolumeDriver):
         """Also beside every place ever noted. ``allocated`` counts bytes that no other file shares: what two targets
         share with each other, but not with S, counts for neither."""
         found = [one for directory in self._directories(volumes) for one in reflink_store.scan(directory)[0]]
-        return tuple(replace(self._target(one.path, one.record), allocated=allocated_of(one.path)) for one in found)
+        return tuple(replace(one.record.target(one.path, self.name), allocated=allocated_of(one.path)) for one in found)
 
     def list_strays(self, volumes: Sequence[VolumeId] = ()) -> tuple[Stray, ...]:
         """What lies in folders of ours and is damaged or not ours. It is reported, never deleted."""
@@ -242,27 +203,8 @@ class ReflinkDriver(VolumeDriver):
         return list(dict.fromkeys(os.path.realpath(path) for path in (*beside, *self._places.all())))
 
     def open_for_restore(self, claim: Claim) -> AbstractContextManager[FileSink]:
-        _refuse_unmounted(claim)
+        refuse_unmounted(claim)
         return live.open_sink(claim.path)
-
-    def _target(self, path: str, record: Record) -> Target:
-        return Target(
-            id=path,
-            driver=self.name,
-            volume=VolumeId(os.fsdecode(record.volume)),
-            size=record.size,
-            incarnation=record.incarnation,
-            tag=record.tag,
-        )
-
-
-def _refuse_unmounted(claim: Claim) -> None:
-    """A missing file of a LUN must not be made anew in the folder that the LUN is mounted over at other times."""
-    if claim.inner_path is None or os.path.lexists(claim.path):
-        return
-    root = claim.path.removesuffix(claim.inner_path)
-    if root != claim.path and not os.path.ismount(root):
-        raise VolumeUnsupported(path=claim.path, reason=f"its file system is not mounted at {root}")
 
 
 def _may_make_targets(source: str) -> Broken | None:
@@ -270,59 +212,3 @@ def _may_make_targets(source: str) -> Broken | None:
     if os.access(directory, os.W_OK | os.X_OK) and os.access(source, os.R_OK):
         return None
     return Broken(f"no permission to clone {source} beside itself", "run graincopy as the owner of the file or as root")
-
-
-# --- the change map ---------------------------------------------------------------------------------
-
-
-def changed_between(base: Target, now: Target, opened: Callable[[Target], tuple[int, Record]]) -> ChangeMap:
-    """What differs between two targets that ``opened`` opens: files whose bytes never change, on one file system.
-
-    Raises TargetLost when the newer one is gone.
-    """
-    new_fd, new = opened(now)
-    try:
-        try:
-            old_fd, old = opened(base)
-        except TargetLost as lost:
-            return Unknown(f"the checkpoint is gone ({lost.facts['reason']})")
-        try:
-            return _unlike(old, new) or _compare(old_fd, old.size, new_fd, new.size)
-        finally:
-            os.close(old_fd)
-    except OSError as error:
-        return Unknown(f"the extents cannot be read ({error.strerror})")
-    finally:
-        os.close(new_fd)
-
-
-def _unlike(base: Record, now: Record) -> Unknown | None:
-    """Why two targets are not of one S, if so."""
-    if base.volume != now.volume:
-        return Unknown("the checkpoint is of another volume")
-    if base.incarnation != now.incarnation:
-        return Unknown("the volume was recreated since the checkpoint")
-    return None
-
-
-def _compare(
-    base_fd: int,
-    base_size: int,
-    now_fd: int,
-    now_size: int,
-    read: Callable[[int, int], Placement] = read_placement,
-) -> ChangeMap:
-    before = read(base_fd, base_size)
-    for _ in range(_STEADY_ATTEMPTS):
-        now = read(now_fd, now_size)
-        after = read(base_fd, base_size)
-        if _equal(before, after):
-            return Changed(now.differs(after), "extents")
-        before = after
-    return Unknown("the file system moves blocks while they are compared (balance or defragmentation)")
-
-
-def _equal(one: Placement, other: Placement) -> bool:
-    return all(
-        np.array_equal(getattr(one, field), getattr(other, field)) for field in ("starts", "stops", "volume", "states")
-    )

@@ -1,4 +1,4 @@
-"""File systems on targets that are files, attached once however many of their own files are open (stage 7).
+"""Targets that are files, opened; a file system on one is attached once, however many of its files are open (stage 7).
 
 One that was not frozen cleanly is replayed on a throw-away clone of T, which has no name and is gone with its last
 user. There metadata lies elsewhere than T's change map knows (with data=journal even file content does), so nothing
@@ -15,7 +15,7 @@ from threading import Lock
 import msgspec
 import numpy as np
 
-from graincopy.core.errors import AttachFailed
+from graincopy.core.errors import AttachFailed, Unsupported
 from graincopy.core.placement import Placement, State
 from graincopy.model.snapshot import Target
 from graincopy.model.volume import Claim
@@ -23,7 +23,7 @@ from graincopy.volumes import ioctl, reflink_store
 from graincopy.volumes.attach import AttachedFileSystem, attach, replay, unclean
 from graincopy.volumes.base import FileImage
 from graincopy.volumes.image import FdImage
-from graincopy.volumes.reflink_clone import failures, open_taken
+from graincopy.volumes.reflink_clone import failures, identity_placement, open_taken
 from graincopy.volumes.reflink_store import Record
 
 _Key = tuple[str, str, int, int]
@@ -49,8 +49,15 @@ class Attachments:
 
     @contextmanager
     def open(self, target: Target, claim: Claim) -> Iterator[FileImage]:
-        """The file of ``claim`` in ``target``. Raises TargetLost, AttachFailed, SourceChanged, TargetNoSpace."""
-        assert claim.inner_path is not None
+        """The file of ``claim`` in ``target``: all of it, where S is the file by itself.
+
+        Raises TargetLost, AttachFailed, SourceChanged, TargetNoSpace.
+        """
+        if claim.inner_path is None:
+            fd, record = self._opened(target)
+            with FdImage(fd, record.size, lambda: identity_placement(fd, record.size)) as image:
+                yield image
+            return
         with self._use(target, claim) as attachment:
             image = attachment.file_system.open_file(claim.inner_path, claim.path)
             try:
@@ -60,8 +67,12 @@ class Attachments:
 
     @contextmanager
     def open_folder(self, target: Target, claim: Claim) -> Iterator[int]:
-        """The folder of ``claim`` in ``target``. Raises TargetLost, AttachFailed, SourceChanged, TargetNoSpace."""
-        assert claim.inner_path is not None
+        """The folder of ``claim`` in ``target``.
+
+        Raises TargetLost, AttachFailed, SourceChanged, TargetNoSpace; Unsupported where S is a file by itself.
+        """
+        if claim.inner_path is None:
+            raise Unsupported(driver=target.driver, power="show folders of a volume that is a file by itself")
         with self._use(target, claim) as attachment:
             fd = attachment.file_system.open_folder(claim.inner_path, claim.path)
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from msgspec.structs import replace
@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from graincopy.core.errors import SnapshotFailed, SourceChanged, TargetLost, TargetNoSpace
 from graincopy.core.ids import VolumeId
 from graincopy.core.placement import Placement
-from graincopy.model.snapshot import Target
+from graincopy.model.snapshot import Target, TargetTag
 from graincopy.volumes import ioctl, reflink_store
 from graincopy.volumes.fiemap import count_extents, read_placement, unshared_bytes
 from graincopy.volumes.loop import loops_of
@@ -185,18 +185,27 @@ def settle_one(target: Target) -> Target:
     return target
 
 
-def is_taken(path: str) -> bool:
-    """Whether the target at ``path`` is complete and durable."""
+def is_taken(target: Target) -> bool:
+    """Whether the target is complete and durable."""
     try:
-        fd = reflink_store.open_target(path)
-    except OSError:
+        fd, record = open_record(target)
+    except TargetLost:
         return False
+    os.close(fd)
+    return record.taken
+
+
+def retag(target: Target, tag: TargetTag) -> Target:
+    """Put ``tag`` on it, durably. Raises TargetLost, SnapshotFailed or TargetNoSpace."""
+    fd, record = open_record(target, writable=True)
     try:
-        return reflink_store.read_record(fd).taken
-    except ValueError:
-        return False
+        record = replace(record, tag=tag)
+        with failures(target.volume):
+            reflink_store.write_record(fd, record)
+            os.fsync(fd)
     finally:
         os.close(fd)
+    return record.target(target.id, target.driver)
 
 
 def open_record(target: Target, writable: bool = False) -> tuple[int, Record]:
@@ -224,10 +233,16 @@ def open_taken(target: Target) -> tuple[int, Record]:
 
 
 def allocated_of(path: str) -> int:
-    """Bytes of a target that no other file shares (st_blocks counts the shared ones too)."""
+    """Bytes of the target at ``path`` that no other file shares."""
+    return unshared(lambda: reflink_store.open_target(path))
+
+
+def unshared(opened: Callable[[], int]) -> int:
+    """Bytes that nothing else shares (st_blocks counts the shared ones, too) of the file whose descriptor ``opened``
+    gives; 0 when that cannot be told."""
     try:
-        fd = reflink_store.open_target(path)
-    except OSError:
+        fd = opened()
+    except (OSError, TargetLost):
         return 0
     try:
         return unshared_bytes(fd)

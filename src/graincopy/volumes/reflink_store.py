@@ -19,8 +19,8 @@ from contextlib import contextmanager
 
 import msgspec
 
-from graincopy.core.ids import digest_id
-from graincopy.model.snapshot import TargetTag
+from graincopy.core.ids import VolumeId, digest_id
+from graincopy.model.snapshot import Target, TargetTag
 from graincopy.volumes import ioctl
 from graincopy.volumes.places import sync_directory
 
@@ -42,6 +42,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     taken: bool = False
     tag: TargetTag
+
+    def target(self, path: str, driver: str) -> Target:
+        """What lies at ``path``, as the target that ``driver`` made."""
+        return Target(
+            id=path,
+            driver=driver,
+            volume=VolumeId(os.fsdecode(self.volume)),
+            size=self.size,
+            incarnation=self.incarnation,
+            tag=self.tag,
+        )
 
 
 class Stray(msgspec.Struct, frozen=True):

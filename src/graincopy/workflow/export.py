@@ -14,7 +14,7 @@ from graincopy.core.units import ceil_div
 from graincopy.model.restore_point import DiskRecord, RestorePoint
 from graincopy.model.workload import Representation
 from graincopy.transfer.progress import Meter
-from graincopy.transfer.writer import write_grains
+from graincopy.transfer.writer import Written, write_grains
 from graincopy.volumes.base import FileSink
 from graincopy.volumes.new_tree import finish_tree, make_folders
 from graincopy.workflow.context import Context
@@ -73,28 +73,32 @@ def restore_to(
             head, name = os.path.split(inside.get(disk.id, disk.name))
             home = folder.below(head) if head else folder
             with _new(home, name, disk, preallocate) as sink:
-                sink.apply(disk.metadata)  # nodatacow can only be set before the first write
-                grains = Extents.whole(ceil_div(disk.size, context.repository.grain_size))
-                bill = write_grains(
-                    context.repository,
-                    disk.root,
-                    grains,
-                    sink,
-                    disk.size,
-                    fresh=True,
-                    workers=context.limits.workers,
-                    meter=Meter(disk.name, disk.allocated, heart),
-                )
-                warnings += (f"{disk.name}: {clause}" for clause in sink.apply(disk.metadata))
-            path = home.path_of(name)
+                bill, lost = _fill(context, disk, sink, heart)
+            warnings += (f"{disk.name}: {clause}" for clause in lost)
             done = (disk.size, bill.written_bytes, 0, bill.fetched_bytes)
-            restored.append(RestoredDisk(disk.name, path, "new file", *done, format=disk.format))
+            restored.append(RestoredDisk(disk.name, home.path_of(name), "new file", *done, format=disk.format))
             context.step("written")
         for tree in trees:
             warnings += finish_tree(folder.path_of(tree.manifest.name), tree.manifest)
     finally:
         context.repository.close_run(run)
     return ExportOutcome(point, tuple(restored), tuple(warnings))
+
+
+def _fill(context: Context, disk: DiskRecord, sink: FileSink, heart: Heart) -> tuple[Written, tuple[str, ...]]:
+    """Write all of ``disk`` to its new, empty file; the bill, and what of its metadata could not be set."""
+    sink.apply(disk.metadata)  # nodatacow can only be set before the first write
+    bill = write_grains(
+        context.repository,
+        disk.root,
+        Extents.whole(ceil_div(disk.size, context.repository.grain_size)),
+        sink,
+        disk.size,
+        fresh=True,
+        workers=context.limits.workers,
+        meter=Meter(disk.name, disk.allocated, heart),
+    )
+    return bill, sink.apply(disk.metadata)
 
 
 def _new(home: Folder, name: str, disk: DiskRecord, preallocate: bool) -> AbstractContextManager[FileSink]:

@@ -95,9 +95,8 @@ def restore_in_place(
         context.step("opened")
         refuse_busy(context, run)
         places = [place_of(context, disk) for disk in disks]
-        if (
-            unfinished_restore(context, point, disks) != unfinished
-        ):  # somebody began or ended one before our run was open
+        # somebody may have begun or ended one before our run was open
+        if unfinished_restore(context, point, disks) != unfinished:
             raise WorkloadBusy(workload=point.workload, run=run.id, owner="a restore or undo that has just ended")
         if unfinished is not None:
             return _resume(context, point, disks, places, unfinished.record, held, heart)

@@ -127,23 +127,7 @@ def _judge(
     exports: Mapping[str, Export],
 ) -> Trial:
     began, moment = context.clock.monotonic(), context.clock.now()
-    nvram = _throw_away_nvram(view, machine, folder)
-    uuid = new_uuid(context.chance)
-    text = _trial_xml(context, view, machine, uuid, exports, nvram)
-    outcome = Outcome()
-    states = [(record, bytes(_whole(view, record.name))) for record in machine.tpm]
-    try:
-        with (
-            tpm_state(folder, machine.uuid, uuid, states) as lacking,
-            started(link, machine.name, text, uuid) as domain,
-        ):
-            context.step("started")
-            outcome = watch(context.clock, link, domain, uuid, wish.sign, wish.patience)
-            outcome.picture = picture_of(domain) if has_screen(text) else b""
-    except StartRefused as failure:
-        outcome.reason = f"it cannot be started: {failure.facts['reason']}"
-    if lacking and not outcome.alive:
-        outcome.reason += f" (without the state of its TPM: {lacking})"
+    outcome = _watched(context, view, machine, link, wish, folder, exports)
     findings = [str(finding) for one in view.report() for finding in one.findings]
     if findings:
         outcome.alive, outcome.reason = False, f"parts of it cannot be read: {findings[0]}"
@@ -161,6 +145,36 @@ def _judge(
         hostname=context.owner.hostname,
         version=__version__,
     )
+
+
+def _watched(
+    context: Context,
+    view: View,
+    machine: StoredMachine,
+    link: Link,
+    wish: TrialWish,
+    folder: str,
+    exports: Mapping[str, Export],
+) -> Outcome:
+    """What came of starting the machine: its sign of life, or why there was none."""
+    nvram = _throw_away_nvram(view, machine, folder)
+    uuid = new_uuid(context.chance)
+    text = _trial_xml(context, view, machine, uuid, exports, nvram)
+    outcome = Outcome()
+    states = [(record, bytes(_whole(view, record.name))) for record in machine.tpm]
+    try:
+        with (
+            tpm_state(folder, machine.uuid, uuid, states) as lacking,
+            started(link, machine.name, text, uuid) as domain,
+        ):
+            context.step("started")
+            outcome = watch(context.clock, link, domain, uuid, wish.sign, wish.patience)
+            outcome.picture = picture_of(domain) if has_screen(text) else b""
+    except StartRefused as failure:
+        outcome.reason = f"it cannot be started: {failure.facts['reason']}"
+    if lacking and not outcome.alive:
+        outcome.reason += f" (without the state of its TPM: {lacking})"
+    return outcome
 
 
 def _trial_xml(
