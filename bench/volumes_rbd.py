@@ -27,7 +27,7 @@ from graincopy.core.placement import Placement, State
 from graincopy.model.change_map import Changed, dirty_file
 from graincopy.model.snapshot import Owner, Role, Target, TargetTag
 from graincopy.model.volume import Claim
-from graincopy.testing.rbd_lab import FAST, SLOW, create_image
+from graincopy.testing.rbd_images import FAST, SLOW, create_image
 from graincopy.volumes import rbd_c
 from graincopy.volumes.places import MemoryPlaces
 from graincopy.volumes.rbd import RbdDriver

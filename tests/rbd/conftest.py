@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -17,7 +18,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir, "crash"))
 sys.path.insert(0, os.path.dirname(__file__))
 
 import story
-from guests import Guest
+from guests import TIMEOUT, Guest
 
 _SCRIPT = os.path.join(os.path.dirname(__file__), os.pardir, os.pardir, "scripts", "lab-ceph.sh")
 _TOOLS = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph", "rbd", "rados")
@@ -65,6 +66,16 @@ def guest(ceph: str) -> Iterator[Guest]:
     """Somebody with images on the cluster; afterwards they are gone, and nothing of graincopy was left in the pool."""
     with Guest(ceph) as somebody:
         yield somebody
+
+
+@pytest.fixture
+def long_watches(guest: Guest) -> Iterator[None]:
+    """The cluster misses a dead client, by itself, only when the test has long been given up."""
+    name = "osd_client_watch_timeout"
+    before = guest.command("ceph", "tell", "osd.0", "config", "get", name)
+    guest.command("ceph", "tell", "osd.0", "config", "set", name, str(2 * TIMEOUT))
+    yield
+    guest.command("ceph", "tell", "osd.0", "config", "set", name, str(json.loads(before)[name]))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from graincopy.testing.rbd_lab import FAST, create_image
+from graincopy.testing.rbd_images import FAST, create_image
 from graincopy.volumes.rbd_cluster import Cluster, RbdSettings
 
 TIMEOUT = 60  # seconds; nothing here takes ten

@@ -7,10 +7,11 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from graincopy.testing.rbd_lab import FAST, create_image
+from graincopy.testing.rbd_images import FAST, create_image
 from graincopy.volumes.rbd_cluster import Cluster, RbdSettings
 from graincopy.volumes.rbd_open_image import Image
 
@@ -52,6 +53,21 @@ class Guest:
         return f"rbd:rbd/{name}"
 
     @contextlib.contextmanager
+    def empty(self, name: str, size: int, order: int) -> Iterator[str]:
+        """An image that nothing is written to, removed by its parts: ``rbd rm`` looks at every object it could have."""
+        with self.cluster.pool("rbd") as pool:
+            create_image(pool, name, size, FAST, order)
+            with pool.image(name) as image:
+                image_id = image.id()
+        try:
+            yield f"rbd:rbd/{name}"
+        finally:
+            for part in (f"rbd_object_map.{image_id}", f"rbd_header.{image_id}", f"rbd_id.{name}"):
+                self.command("rados", "-p", "rbd", "rm", part)
+            for key in (f"name_{name}", f"id_{image_id}"):
+                self.command("rados", "-p", "rbd", "rmomapkey", "rbd_directory", key)
+
+    @contextlib.contextmanager
     def open(self, name: str) -> Any:
         """The image, opened for writing."""
         with self.cluster.pool("rbd") as pool, pool.image(name, writable=True) as image:
@@ -83,6 +99,19 @@ class Guest:
                     return
             assert time.monotonic() < end
             time.sleep(0.5)
+
+    # --- the cluster --------------------------------------------------------------------------------
+
+    def user(self, name: str, folder: str) -> str:
+        """The keyring of a user who may what docs/drivers/rbd.md asks for, made in ``folder``."""
+        path = os.path.join(folder, f"{name}.keyring")
+        rights = ("mon", "profile rbd", "osd", "profile rbd pool=rbd")
+        self.command("ceph", "auth", "get-or-create", f"client.{name}", *rights, "-o", path)
+        return path
+
+    def given_up(self) -> frozenset[str]:
+        """Clients on the blocklist."""
+        return frozenset(json.loads(self.command("ceph", "osd", "dump", "--format", "json"))["blocklist"])
 
     # --- what is there ------------------------------------------------------------------------------
 

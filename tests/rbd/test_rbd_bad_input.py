@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import scene
@@ -60,38 +56,6 @@ def test_a_wrong_user_and_a_wrong_key(guest: Guest, cli: Cli, tmp_path: object) 
         file.write("[client.admin]\nkey = AQA5M2Vn0000ABAAbHaNOF5Lr7KFpDmWDmxHcw==\n")
     cli.configure(f'[rbd]\nconf = "{guest.conf}"\nkeyring = "{tmp_path}/keyring"\ntimeout = 2\n')
     refused(cli("backup", path), StorageUnreachable, "not accepted")
-
-
-@contextmanager
-def talking(garbage: bytes) -> Iterator[int]:
-    """A port at which everybody is told ``garbage``, or nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        said: list[socket.socket] = []
-
-        def serve() -> None:
-            while True:
-                try:
-                    client, _ = server.accept()
-                except OSError:
-                    return
-                said.append(client)
-                if garbage:
-                    client.sendall(garbage)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-    for client in said:
-        client.close()
-
-
-@pytest.mark.parametrize("garbage", [b"", b"\xff" * 4096, b"ceph v2\n" + b"\x10\x00" * 500])
-def test_a_monitor_that_is_none(cli: Cli, tmp_path: object, garbage: bytes) -> None:
-    with talking(garbage) as port:
-        with open(f"{tmp_path}/ceph.conf", "w") as file:
-            file.write(f"[global]\nmon host = v2:127.0.0.1:{port}\nauth client required = none\nkeyring = /dev/null\n")
-        cli.configure(f'[rbd]\nconf = "{tmp_path}/ceph.conf"\ntimeout = 2\n')
-        refused(cli.process("backup", "rbd:rbd/web"), StorageUnreachable, "does not answer in time")
 
 
 STATES = ["opened", "prepared", "snapshotted", "settled", "copied", "published"]

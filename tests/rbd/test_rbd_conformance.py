@@ -12,7 +12,9 @@ from graincopy.testing.laws import Law, NotTried
 from graincopy.testing.laws_restore import restore_laws
 from graincopy.testing.laws_volume import volume_laws
 from graincopy.testing.machines import run_soundness
-from graincopy.testing.rbd_lab import FAST, SLOW, RbdCloneLab, RbdLab
+from graincopy.testing.rbd_clone_lab import RbdCloneLab
+from graincopy.testing.rbd_images import FAST, SLOW
+from graincopy.testing.rbd_lab import RbdLab
 from graincopy.testing.volume_suite import VolumeSuite
 from graincopy.volumes.places import MemoryPlaces
 

@@ -213,8 +213,9 @@ def test_killed_around_every_call(guest: Guest, cli: Cli, pair: list[str], call:
     assert restored(cli, "latest", f"{cli.folder}/out") == [guest.read("one"), guest.read("two")]
 
 
-def test_killed_in_the_middle_of_the_instant(guest: Guest, cli: Cli, pair: list[str]) -> None:
-    """Whoever writes goes on as soon as the cluster has given the dead client up."""
+def test_killed_in_the_middle_of_the_instant(guest: Guest, cli: Cli, pair: list[str], long_watches: None) -> None:
+    """Whoever writes goes on at once: the guard has the dead client given up, with the rights that its user has."""
+    cli.configure(f'[rbd]\nconf = "{guest.conf}"\nid = "backup"\nkeyring = "{guest.user("backup", cli.folder)}"\n')
     for _ in range(2):
         with writing(guest, "one", "two"):
             assert _struck(cli, "take", "locked", 1, "backup", *pair) == -9
@@ -223,3 +224,13 @@ def test_killed_in_the_middle_of_the_instant(guest: Guest, cli: Cli, pair: list[
         cli("targets", "--reap")
         assert guest.traces() == []
     assert cli.backup(*pair)["instant"] == "one"
+
+
+def test_a_process_that_ends_by_itself_is_not_given_up(guest: Guest, cli: Cli, pair: list[str]) -> None:
+    """Neither after a backup nor after one that failed, and its guard has ended before it."""
+    before = guest.given_up()
+    assert cli.process("backup", *pair).code == 0
+    with guest.open("two") as image:
+        image.lock()
+        assert cli.process("backup", *pair).code == SnapshotFailed.exit_code
+    assert guest.given_up() == before

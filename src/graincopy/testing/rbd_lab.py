@@ -11,39 +11,38 @@ import contextlib
 import errno
 import itertools
 import json
+import os
 import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from ctypes import byref, c_int
 
 from graincopy.core.clock import Clock
-from graincopy.core.errors import VolumeUnsupported
+from graincopy.core.errors import PathMissing, VolumeUnsupported
 from graincopy.model.snapshot import Target
 from graincopy.model.volume import Claim, Refusal
 from graincopy.testing.lab import VolumeLab
-from graincopy.testing.oracle import LARGEST
+from graincopy.testing.rbd_images import FAST, create_image, namespace_exists
 from graincopy.volumes import rbd_c
 from graincopy.volumes.base import FileSink
 from graincopy.volumes.places import Places
 from graincopy.volumes.rbd import RbdDriver
 from graincopy.volumes.rbd_c import CephError, done
 from graincopy.volumes.rbd_cluster import Cluster, Pool, RbdSettings
-from graincopy.volumes.rbd_name import ImageName, parse
+from graincopy.volumes.rbd_name import PREFIX, ImageName, parse
 from graincopy.volumes.rbd_open_image import Image, Snap
+from graincopy.volumes.rbd_records import OBJECT, SNAP, read_records
 
-# RBD_FEATURE_*: what Ceph gives an image by default, and the same without the map of objects
-FAST = 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5
-SLOW = 1 | 1 << 2 | 1 << 5
 _WAYS = {"buffered", "direct", "truncate", "punch", "zero_range"}
 _CASES = {"two_volumes", "resize_volume", "recreate_volume", "rename_volume", "remove", "hold", "exact"}
 _TIMEOUT = 60  # seconds for one command
 
 
 class RbdLab(VolumeLab):
-    """Images in ``pool`` (and ``namespace``) of the cluster of ``conf``.
+    """Images in ``pool`` (and ``namespace``) of the cluster of ``conf``, reached as ``settings`` say.
 
-    ``features`` and ``order`` (log2 of the object size) are those of the images.
+    ``features`` and ``order`` (log2 of the object size) are those of the images. Raises PathMissing when there is no
+    such pool or namespace, VolumeUnsupported, StorageUnreachable.
     """
 
     name = "rbd"
@@ -55,13 +54,15 @@ class RbdLab(VolumeLab):
         places: Places,
         clock: Clock,
         *,
+        settings: RbdSettings | None = None,
         pool: str = "rbd",
         namespace: str = "",
         features: int = FAST,
         order: int = 16,
     ) -> None:
         super().__init__()
-        self.cluster = Cluster(RbdSettings(), conf)  # the driver's
+        settings = settings or RbdSettings()
+        self.cluster = Cluster(settings, conf)  # the driver's
         guest = {
             "rbd_default_clone_format": "2",  # of snapshots that are not protected
             "rbd_cache": "true",
@@ -69,8 +70,8 @@ class RbdLab(VolumeLab):
             "rbd_skip_partial_discard": "false",
             "rados_osd_op_timeout": "0",  # nor has the client of a machine any: librbd aborts on some that it misses
         }
-        self._guest = Cluster(RbdSettings(), conf, **guest)
-        self._somebody = Cluster(RbdSettings(), conf)
+        self._guest = Cluster(settings, conf, **guest)
+        self._somebody = Cluster(settings, conf)
         self._places, self._clock, self._pool, self._namespace = places, clock, pool, namespace
         self._features, self._order = features, order
         self._serial = itertools.count()
@@ -80,6 +81,22 @@ class RbdLab(VolumeLab):
         self.powers = frozenset(
             _WAYS | _CASES | ({"one_instant"} if features & rbd_c.FEATURE_EXCLUSIVE_LOCK else set())
         )
+        self._place = f"{pool}/{namespace}".rstrip("/")
+        self._look()
+
+    def _look(self) -> None:
+        try:
+            with self.cluster.pool(self._pool) as pool:
+                there = not self._namespace or namespace_exists(pool, self._namespace)
+        except CephError as failure:
+            if failure.errno == errno.ENOENT:
+                raise PathMissing(path=f"{PREFIX}{self._place}") from failure
+            raise VolumeUnsupported(path=f"{PREFIX}{self._place}", reason=failure.strerror) from failure
+        if not there:
+            raise PathMissing(path=f"{PREFIX}{self._place}")
+
+    def why_not(self, power: str) -> str:
+        return f"nobody can do that to an image of Ceph ({power})"
 
     # --- the driver -------------------------------------------------------------------------------
 
@@ -87,19 +104,35 @@ class RbdLab(VolumeLab):
         return _AfterShutdown(self)
 
     def footprint(self) -> frozenset[str]:
+        """Of the pool's other users nothing is looked at: it may have millions of objects."""
         with self.cluster.pool(self._pool, self._namespace) as pool:
-            found = {f"{name}@{snap.name}" for name in self._images for snap in _snaps(pool, name)}
-        objects = self.command("rados", "-p", self._pool, *self._in_namespace(), "ls").split()
-        groups = self.command("rbd", "group", "ls", f"{self._pool}/{self._namespace}".rstrip("/")).split()
-        return frozenset(found | {one for one in (*objects, *groups) if "graincopy" in one})
+            snaps = {f"{name}@{snap.name}" for name in self._images for snap in _snaps(pool, name)}
+            tags = read_records(pool)
+        ours = {ImageName(self._pool, name, self._namespace).volume for name in self._images}
+        groups = {one for one in self.command("rbd", "group", "ls", self._place).split() if one.startswith(SNAP)}
+        noted = {os.fsdecode(one.key) for one in tags if one.volume in ours}
+        empty = {os.fsdecode(OBJECT)} if not tags and self._is_object(os.fsdecode(OBJECT)) else set()
+        return frozenset(snaps | noted | groups | empty)
 
-    def _in_namespace(self) -> tuple[str, ...]:
-        return ("--namespace", self._namespace) if self._namespace else ()
+    def _is_object(self, name: str) -> bool:
+        return bool(self._unless_missing("stat", name))
+
+    def _unless_missing(self, *words: str) -> str:
+        """What ``rados`` says of an object; nothing when there is none."""
+        namespace = ("--namespace", self._namespace) if self._namespace else ()
+        try:
+            return self.command("rados", "-p", self._pool, *namespace, *words)
+        except subprocess.CalledProcessError as failure:
+            if "No such file" in failure.stderr:
+                return ""
+            raise
 
     def command(self, *words: str) -> str:
         """A tool of Ceph, run to its end."""
+        settings = self.cluster.settings
+        keyring = ("--keyring", settings.keyring) if settings.keyring else ()
         return subprocess.run(
-            [words[0], "--conf", self.cluster.conf, *words[1:]],
+            [words[0], "--conf", self.cluster.conf, "--id", settings.id, *keyring, *words[1:]],
             capture_output=True,
             text=True,
             timeout=_TIMEOUT,
@@ -110,12 +143,12 @@ class RbdLab(VolumeLab):
         """Bytes in clones of objects that only this snapshot needs, as the OSD lists them."""
         self._flush()
         image_id = target.id.rpartition("@")[0].rpartition("/")[2]
-        names = self.command("rados", "-p", self._pool, *self._in_namespace(), "ls").split()
-        return sum(self._clones(name) for name in names if name.startswith(f"rbd_data.{image_id}."))
+        numbers = range(-(-target.size >> self._order))
+        return sum(self._clones(f"rbd_data.{image_id}.{number:016x}") for number in numbers)
 
     def _clones(self, name: str) -> int:
-        said = self.command("rados", "-p", self._pool, *self._in_namespace(), "listsnaps", name, "--format", "json")
-        clones = [one for one in json.loads(said)["clones"] if one["id"] != "head"]
+        said = self._unless_missing("listsnaps", name, "--format", "json")
+        clones = [one for one in json.loads(said)["clones"] if one["id"] != "head"] if said else []
         return sum(one["size"] - sum(part["length"] for part in one["overlaps"]) for one in clones)
 
     # --- disks ------------------------------------------------------------------------------------
@@ -229,41 +262,6 @@ class RbdLab(VolumeLab):
                     pool.remove(self._images.pop())
 
 
-class RbdCloneLab(RbdLab):
-    """Every image is a clone of a snapshot that is full of bytes: zeros hide them, and growing must not show them."""
-
-    name = "rbd-clone"
-
-    def __init__(self, conf: str, places: Places, clock: Clock, *, features: int = FAST, order: int = 16) -> None:
-        super().__init__(conf, places, clock, features=features, order=order)
-        self.powers -= {"exact"}
-        self._parent = f"lab-{self._mark}-parent"
-        with self._guest.pool(self._pool) as pool:
-            super().create(pool, self._parent, LARGEST)
-            with pool.image(self._parent, writable=True) as image:
-                image.write(0, memoryview(b"parent! " * (LARGEST // 8)))
-                image.snap_create("v1")
-
-    def why_not(self, power: str) -> str:
-        if power == "exact":
-            return "the first write to an object of a clone copies all of it up"
-        return super().why_not(power)
-
-    def create(self, pool: Pool, name: str, size: int) -> None:
-        clone_image(pool, self._parent, "v1", name, self._features, self._order)
-        with pool.image(name, writable=True) as image:
-            image.write_zeros(0, image.size)
-            image.resize(size)
-
-    def close(self) -> None:
-        """The clones first: they hold their parent."""
-        self.reset()
-        with self._guest.pool(self._pool) as pool:
-            with pool.image(self._parent, writable=True) as image:
-                image.snap_remove("v1")
-            pool.remove(self._parent)
-
-
 class _AfterShutdown(RbdDriver):
     """The driver, on a host where guests are shut down before anything is restored."""
 
@@ -274,19 +272,6 @@ class _AfterShutdown(RbdDriver):
     def open_for_restore(self, claim: Claim) -> AbstractContextManager[FileSink]:
         self._lab.shut_down()
         return super().open_for_restore(claim)
-
-
-def create_image(pool: Pool, name: str, size: int, features: int, order: int) -> None:
-    """An image of exactly this kind. Raises CephError."""
-    library = rbd_c.libraries()[1]
-    done(library.rbd_create2(pool.handle, name.encode(), size, features, byref(c_int(order))))
-
-
-def clone_image(pool: Pool, parent: str, snap: str, name: str, features: int, order: int) -> None:
-    """A clone in the same pool. Raises CephError."""
-    library = rbd_c.libraries()[1]
-    made_of = (pool.handle, parent.encode(), snap.encode())
-    done(library.rbd_clone2(*made_of, pool.handle, name.encode(), features, byref(c_int(order)), 0, 0))
 
 
 def _name(claim: Claim) -> str:

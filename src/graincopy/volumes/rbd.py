@@ -31,7 +31,7 @@ from graincopy.volumes.places import Places
 from graincopy.volumes.rbd_attach import attached_file, attached_folder
 from graincopy.volumes.rbd_c import CephError
 from graincopy.volumes.rbd_changes import changed
-from graincopy.volumes.rbd_cluster import Cluster
+from graincopy.volumes.rbd_cluster import SILENT, Cluster, unreachable
 from graincopy.volumes.rbd_failures import failures, reading
 from graincopy.volumes.rbd_group import why_alone
 from graincopy.volumes.rbd_image import SnapImage, open_live, whole_placement
@@ -40,6 +40,8 @@ from graincopy.volumes.rbd_records import parts_of
 from graincopy.volumes.rbd_snapshots import Snapshots
 from graincopy.volumes.rbd_targets import Targets
 from graincopy.volumes.topology import Broken, HostFiles, trace
+
+_LARGE_MAP = 4 << 20  # bytes; that of 64 TiB in objects of 4 MiB
 
 
 class RbdDriver(VolumeDriver):
@@ -74,7 +76,7 @@ class RbdDriver(VolumeDriver):
     # --- stage 3: S -------------------------------------------------------------------------------
 
     def resolve(self, path: str) -> Claim | Refusal:
-        """Raises StorageUnreachable for the name of an image whose cluster does not answer."""
+        """Raises StorageUnreachable for an image whose cluster does not answer."""
         if path.startswith(PREFIX):
             name = parse(path)
             if name is None:
@@ -102,16 +104,22 @@ class RbdDriver(VolumeDriver):
         try:
             with self._targets.live(found.image) as (_, image):
                 size = image.size if found.inner_path is None else self._host.stat(path).st_size
-                alone = why_alone(image, wanted=self._cluster.settings.groups)
+                alone, map_size = why_alone(image, wanted=self._cluster.settings.groups), image.map_size()
         except CephError as failure:
+            if failure.errno in SILENT:
+                raise unreachable(self._cluster.conf, failure) from failure
             missing = failure.errno == errno.ENOENT
             reason = f"there is no image {found.image}" if missing else f"{found.image}: {failure.strerror}"
             return Refusal(path=path, driver=self.name, reason=reason, missing=missing)
+        if alone and found.inner_path is None:
+            why += f"; it has an instant of its own: {alone}"
+        if map_size > _LARGE_MAP:
+            why += f"; each snapshot copies its map of objects, {map_size >> 20} MiB: larger objects make that less"
         return Claim(
             path=path,
             driver=self.name,
             volume=found.image.volume,
-            why=f"{why}; it has an instant of its own: {alone}" if alone and found.inner_path is None else why,
+            why=why,
             inner_path=found.inner_path,
             fs_type=found.fs_type,
             fs_offset=found.offset,
@@ -141,6 +149,7 @@ class RbdDriver(VolumeDriver):
     # --- stages 4 and 5: T ------------------------------------------------------------------------
 
     def prepare(self, volumes: Sequence[VolumeId], tag: TargetTag) -> PreparedGroup:
+        self._cluster.guard()  # from here on images may be locked
         return self._snapshots.prepare(volumes, tag, self._promised)
 
     def snapshot(self, group: PreparedGroup) -> tuple[Target, ...]:
@@ -189,9 +198,11 @@ class RbdDriver(VolumeDriver):
     # --- stage 9: what stays ----------------------------------------------------------------------
 
     def retag(self, target: Target, tag: TargetTag) -> Target:
+        self._cluster.guard()
         return self._targets.retag(target, tag)
 
     def delete(self, target: Target) -> Deleted | Absent:
+        self._cluster.guard()
         return self._targets.delete(target)
 
     def list_targets(self, volumes: Sequence[VolumeId] = ()) -> tuple[Target, ...]:
@@ -214,6 +225,7 @@ class RbdDriver(VolumeDriver):
     def open_for_restore(self, claim: Claim) -> AbstractContextManager[FileSink]:
         name = parse(claim.path)
         if name is not None:
+            self._cluster.guard()
             return open_live(self._cluster, claim.path, name)
         _refuse_unmounted(claim)
         return live.open_sink(claim.path)

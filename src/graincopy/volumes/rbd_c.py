@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, c_char_p, c_int, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_bool, c_char, c_char_p, c_int, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from graincopy.core.errors import ToolMissing
 
 LOCK_EXCLUSIVE = 0  # RBD_LOCK_MODE_EXCLUSIVE
 FEATURE_EXCLUSIVE_LOCK = 1 << 2
+FEATURE_OBJECT_MAP = 1 << 3
 FEATURE_FAST_DIFF = 1 << 4
 SNAP_OF_GROUP = 1  # RBD_SNAP_NAMESPACE_TYPE_GROUP
 FLAGS_INVALID = 3  # RBD_FLAG_OBJECT_MAP_INVALID | RBD_FLAG_FAST_DIFF_INVALID
@@ -29,6 +30,15 @@ class SnapInfo(Structure):
     """rbd_snap_info_t"""
 
     _fields_ = (("id", c_uint64), ("size", c_uint64), ("name", c_char_p))
+
+
+class ImageInfo(Structure):
+    """rbd_image_info_t"""
+
+    _fields_ = (
+        *(("size", c_uint64), ("obj_size", c_uint64), ("num_objs", c_uint64), ("order", c_int)),
+        *(("block_name_prefix", c_char * 24), ("parent_pool", c_int64), ("parent_name", c_char * 96)),
+    )
 
 
 class Watcher(Structure):
@@ -56,6 +66,7 @@ _RADOS: dict[str, tuple[Any, ...]] = {
     "rados_connect": (_P,),
     "rados_shutdown": (_P,),
     "rados_get_instance_id": (_P,),
+    "rados_getaddrs": (_P, POINTER(_P)),
     "rados_cluster_fsid": (_P, c_char_p, c_size_t),
     "rados_ioctx_create": (_P, c_char_p, POINTER(_P)),
     "rados_ioctx_destroy": (_P,),
@@ -94,8 +105,10 @@ _RBD: dict[str, tuple[Any, ...]] = {
     "rbd_create": (_P, c_char_p, c_uint64, POINTER(c_int)),
     "rbd_create2": (_P, c_char_p, c_uint64, c_uint64, POINTER(c_int)),
     "rbd_clone2": (_P, c_char_p, c_char_p, _P, c_char_p, c_uint64, POINTER(c_int), c_uint64, c_int),
+    "rbd_namespace_exists": (_P, c_char_p, POINTER(c_bool)),
     "rbd_remove": (_P, c_char_p),
     "rbd_rename": (_P, c_char_p, c_char_p),
+    "rbd_stat": (_P, POINTER(ImageInfo), c_size_t),
     "rbd_get_size": (_P, POINTER(c_uint64)),
     "rbd_get_id": (_P, c_char_p, c_size_t),
     "rbd_get_name": (_P, c_char_p, POINTER(c_size_t)),
@@ -170,9 +183,9 @@ class CephError(OSError):
     """What a call of librados or librbd came back with; ``errno`` is positive."""
 
 
-def done(result: int) -> int:
-    """``result``, unless it is a negated errno. Raises CephError."""
-    if result < 0:
+def done(result: int, *fine: int) -> int:
+    """``result``, unless it is a negated errno that is not ``fine``. Raises CephError."""
+    if result < 0 and -result not in fine:
         raise CephError(-result, os.strerror(-result))
     return result
 

@@ -21,6 +21,7 @@ import msgspec
 from graincopy.core.errors import StorageUnreachable
 from graincopy.volumes import rbd_c
 from graincopy.volumes.rbd_c import CephError, done
+from graincopy.volumes.rbd_guarded import Guarded
 from graincopy.volumes.rbd_open_image import Image
 
 
@@ -49,6 +50,7 @@ class Cluster:
         self._lock = threading.Lock()
         self._handle: c_void_p | None = None
         self._pools: set[int] = set()  # those that are open
+        self._guards: list[Guarded] = []  # one at most
 
     @property
     def rados(self) -> ctypes.CDLL:
@@ -60,12 +62,42 @@ class Cluster:
         with self._lock:
             if self._handle is None:
                 self._handle = self._connect()
-                weakref.finalize(self, _shut_down, self._handle, self._pools)
+                weakref.finalize(self, _shut_down, self._handle, self._pools, self._guards)
             return self._handle
+
+    @property
+    def _name(self) -> str:
+        return f"client.{self.settings.id}"
+
+    def guard(self) -> None:
+        """From now on the cluster gives this client up as soon as its process dies; else it takes half a minute.
+
+        For whoever is going to hold an image's lock: until then its other writers wait. May be repeated.
+        Raises StorageUnreachable, ToolMissing.
+        """
+        address = self._address()
+        with self._lock:
+            if self._guards:
+                return
+            try:
+                guard = Guarded(self._name, self.conf, self._wanted(), address, self.settings.timeout)
+            except OSError as failure:
+                raise unreachable(self.conf, failure) from failure
+            self._guards.append(guard)
+
+    def _address(self) -> str:
+        """What the cluster knows this client by, as its blocklist has it."""
+        found = c_void_p()
+        done(self.rados.rados_getaddrs(self.handle(), byref(found)))
+        try:
+            return ctypes.string_at(found).decode()
+        finally:
+            self.rados.rados_buffer_free(found)
 
     def _connect(self) -> c_void_p:
         handle, rados = c_void_p(), self.rados
-        done(rados.rados_create2(byref(handle), b"ceph", f"client.{self.settings.id}".encode(), 0))
+        self._read_conf()
+        done(rados.rados_create2(byref(handle), b"ceph", self._name.encode(), 0))
         try:
             done(rados.rados_conf_read_file(handle, self.conf.encode()))
             for option, value in self._wanted().items():
@@ -75,6 +107,15 @@ class Cluster:
             rados.rados_shutdown(handle)
             raise unreachable(self.conf, failure) from failure
         return handle
+
+    def _read_conf(self) -> None:
+        """librados calls a file that it may not read missing."""
+        try:
+            with open(self.conf, "rb") as file:
+                file.read(1)
+        except OSError as error:
+            reason = f"its configuration: {error.strerror}"
+            raise StorageUnreachable(storage=_called(self.conf), reason=reason) from error
 
     def _wanted(self) -> dict[str, str]:
         """Options that this client needs. No cache: what was written is written, what is read is asked for."""
@@ -130,23 +171,34 @@ class Cluster:
                 self.rados.rados_buffer_free(buffer)
 
 
-def _shut_down(handle: c_void_p, pools: set[int]) -> None:
-    """Not under images that are still open, as at the end of a process that was interrupted: librbd would abort."""
-    if not pools:
-        rbd_c.libraries()[0].rados_shutdown(handle)
+def _shut_down(handle: c_void_p, pools: set[int], guards: list[Guarded]) -> None:
+    """Not under images that are still open, as at the end of a process that was interrupted: librbd would abort.
+
+    Then the guard is not told either: it lets those images go when this process is gone.
+    """
+    if pools:
+        return
+    rbd_c.libraries()[0].rados_shutdown(handle)
+    while guards:
+        guards.pop().end()
 
 
 def unreachable(conf: str, failure: OSError) -> StorageUnreachable:
     """Why there is no connection, in words that say where to look."""
     said = {
-        errno.ENOENT: "its configuration or keyring is missing, or names no monitor",
-        errno.EACCES: "this user or its key is not accepted",
+        errno.ENOENT: "its keyring is missing, or its configuration names no monitor",
+        errno.EINVAL: "its configuration cannot be understood",
+        errno.EIO: "its keyring cannot be understood",
+        errno.EISDIR: "its keyring is a directory",
+        errno.EACCES: "this user or its key is not accepted, or the keyring may not be read",
         errno.EPERM: "this user or its key is not accepted",
         errno.ETIMEDOUT: "it does not answer in time",
     }
-    return StorageUnreachable(
-        storage=f"the Ceph cluster of {conf}", reason=said.get(failure.errno or 0, failure.strerror)
-    )
+    return StorageUnreachable(storage=_called(conf), reason=said.get(failure.errno or 0, failure.strerror))
+
+
+def _called(conf: str) -> str:
+    return f"the Ceph cluster of {conf}"
 
 
 class Pool:

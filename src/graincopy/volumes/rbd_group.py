@@ -22,7 +22,6 @@ from graincopy.volumes.rbd_records import SNAP, Group
 
 _INSTANT = b"instant"  # name of the one snapshot of a group
 _PAUSE = 0.1  # seconds
-_GONE = (errno.ENOENT,)
 
 
 def group_of(run: str, members: Sequence[tuple[str, str]]) -> Group:
@@ -44,7 +43,7 @@ def why_alone(image: Image, *, wanted: bool) -> str:
 
 def create(pool: Pool, group: Group) -> None:
     """Make the group, empty, unless it is there. Raises CephError."""
-    _unless(libraries()[1].rbd_group_create(pool.handle, group.name.encode()), (errno.EEXIST,))
+    done(libraries()[1].rbd_group_create(pool.handle, group.name.encode()), errno.EEXIST)
 
 
 def join(home: Pool, group: Group, pool: Pool, image: Image, volume: VolumeId, clock: Clock, patience: float) -> None:
@@ -72,7 +71,7 @@ def take(cluster: Cluster, group: Group) -> None:
     """The instant of all members; made already, it is kept. Raises CephError."""
     with cluster.pool(*parse_place(group.place)) as home:
         made = libraries()[1].rbd_group_snap_create(home.handle, group.name.encode(), _INSTANT)
-        _unless(made, (errno.EEXIST,))
+        done(made, errno.EEXIST)
 
 
 def leave(cluster: Cluster, group: Group, pool: Pool, image_id: str) -> None:
@@ -81,19 +80,14 @@ def leave(cluster: Cluster, group: Group, pool: Pool, image_id: str) -> None:
         left = libraries()[1].rbd_group_image_remove_by_id(
             home.handle, group.name.encode(), pool.handle, image_id.encode()
         )
-        _unless(left, _GONE)
+        done(left, errno.ENOENT)
 
 
 def remove(cluster: Cluster, group: Group) -> None:
     """The group, with its snapshot in every member. Raises CephError."""
     try:
         with cluster.pool(*parse_place(group.place)) as home:
-            _unless(libraries()[1].rbd_group_remove(home.handle, group.name.encode()), _GONE)
+            done(libraries()[1].rbd_group_remove(home.handle, group.name.encode()), errno.ENOENT)
     except CephError as failure:
-        if failure.errno not in _GONE:  # else its pool is gone, and it with it
+        if failure.errno != errno.ENOENT:  # else its pool is gone, and it with it
             raise
-
-
-def _unless(result: int, fine: tuple[int, ...]) -> None:
-    if -result not in fine:
-        done(result)

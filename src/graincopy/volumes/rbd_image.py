@@ -14,7 +14,7 @@ from graincopy.core.placement import Placement, State
 from graincopy.model.workload import FileMetadata
 from graincopy.volumes.image import fill_zeros
 from graincopy.volumes.rbd_c import FEATURE_EXCLUSIVE_LOCK, CephError
-from graincopy.volumes.rbd_cluster import Cluster, Pool
+from graincopy.volumes.rbd_cluster import SILENT, Cluster, Pool, unreachable
 from graincopy.volumes.rbd_name import ImageName
 from graincopy.volumes.rbd_open_image import Image
 
@@ -83,16 +83,18 @@ class LiveImage:
         return self._image.size
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset``; beyond the end with zeros. Raises OSError."""
-        read_padded(self._image, self.size, offset, buffer)
+        """Fill ``buffer`` from ``offset``; beyond the end with zeros. Raises OSError, StorageUnreachable."""
+        with self._asking():
+            read_padded(self._image, self.size, offset, buffer)
 
     def placement(self) -> Placement:
-        """What the image holds now. Raises OSError."""
-        return placement_of(self._image, self.size)
+        """What the image holds now. Raises OSError, StorageUnreachable."""
+        with self._asking():
+            return placement_of(self._image, self.size)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """All of ``data``; the image grows where that is needed. Raises RestoreNoSpace or OSError."""
-        with self._space_for(len(data)):
+        """All of ``data``; the image grows where that is needed. Raises RestoreNoSpace, OSError."""
+        with self._asking(len(data)):
             if offset + len(data) > self.size:
                 self._image.resize(offset + len(data))
             self._image.write(offset, data)
@@ -100,20 +102,21 @@ class LiveImage:
     def zero(self, offset: int, length: int) -> None:
         """Make the range, as far as it lies in the image, read as zeros; whole objects are given back."""
         stop = min(offset + length, self.size)
-        with self._space_for(length):
+        with self._asking(length):
             for start, end in Extents.of((offset, stop)).split(_PIECE):
                 self._image.write_zeros(start, end - start)
 
     def resize(self, size: int) -> None:
         """Cut or extend to ``size`` bytes."""
-        with self._space_for(size):
+        with self._asking(size):
             self._image.resize(size)
 
     def sync(self) -> None:
         """Everything written is durable on return. Raises SourceInUse when somebody opened the image meanwhile."""
-        self._image.flush()
-        if not self._locked:
-            refuse_others(self.path, self._image)
+        with self._asking():
+            self._image.flush()
+            if not self._locked:
+                refuse_others(self.path, self._image)
 
     def metadata(self) -> FileMetadata:
         """An image has none."""
@@ -138,10 +141,13 @@ class LiveImage:
         self._image.close()
 
     @contextmanager
-    def _space_for(self, needed: int) -> Iterator[None]:
+    def _asking(self, needed: int = 0) -> Iterator[None]:
+        """What the cluster answers in the block, as errors; ``needed``: bytes that it would take."""
         try:
             yield
         except CephError as failure:
+            if failure.errno in SILENT:
+                raise unreachable(self._pool.cluster.conf, failure) from failure
             if failure.errno not in _NO_SPACE:
                 raise
             raise RestoreNoSpace(path=self.path, needed=needed, free=self.free_bytes() or 0) from failure
@@ -156,7 +162,9 @@ def refuse_others(path: str, image: Image) -> None:
 
 @contextmanager
 def open_live(cluster: Cluster, path: str, name: ImageName) -> Iterator[LiveImage]:
-    """The live image, locked for us alone; one that is missing is made, empty. Raises SourceInUse, PathUnreadable."""
+    """The live image, locked for us alone; one that is missing is made, empty. Raises SourceInUse, PathUnreadable,
+    StorageUnreachable.
+    """
     with ExitStack() as held:
         try:
             pool = held.enter_context(cluster.pool(name.pool, name.namespace))
@@ -168,6 +176,8 @@ def open_live(cluster: Cluster, path: str, name: ImageName) -> Iterator[LiveImag
         except CephError as failure:
             if failure.errno in (errno.EBUSY, errno.EROFS):
                 raise SourceInUse(path=path, reason="another client holds its lock") from failure
+            if failure.errno in SILENT:
+                raise unreachable(cluster.conf, failure) from failure
             raise PathUnreadable(path=path, reason=failure.strerror) from failure
         yield LiveImage(path, pool, name, image, existed)
 

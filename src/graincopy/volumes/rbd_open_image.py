@@ -50,6 +50,12 @@ class Image:
         """Bits of RBD_FEATURE_*."""
         return self._number(self._rbd.rbd_get_features)
 
+    def map_size(self) -> int:
+        """Bytes of the cluster's map of objects, which every snapshot copies: 2 bits each. 0: there is none."""
+        info = rbd_c.ImageInfo()
+        done(self._rbd.rbd_stat(self._handle, byref(info), ctypes.sizeof(info)))
+        return -(-int(info.num_objs) // 4) if self.features & rbd_c.FEATURE_OBJECT_MAP else 0
+
     def fast_diff(self) -> bool:
         """Whether the cluster keeps a map of changed objects, and calls it valid."""
         kept = bool(self.features & rbd_c.FEATURE_FAST_DIFF)

@@ -110,23 +110,18 @@ def drop_record(pool: Pool, key: bytes) -> bool:
     if key in found:
         with _writing(pool) as operation:
             pool.rados.rados_write_op_omap_rm_keys(operation, rbd_c.keys_array([key]), 1)
-            _unless(_operate(pool, operation), (errno.ENOENT,))
+            done(_operate(pool, operation), errno.ENOENT)
     left, version = _all(pool)
     if not left and version:
         with _writing(pool) as operation:
             pool.rados.rados_write_op_assert_version(operation, version)
             pool.rados.rados_write_op_remove(operation)
-            _unless(_operate(pool, operation), _CHANGED)
+            done(_operate(pool, operation), *_CHANGED)
     return key in found
 
 
 def _operate(pool: Pool, operation: c_void_p) -> int:
     return int(pool.rados.rados_write_op_operate(operation, pool.handle, OBJECT, None, 0))
-
-
-def _unless(result: int, fine: tuple[int, ...]) -> None:
-    if -result not in fine:
-        done(result)
 
 
 def _all(pool: Pool) -> tuple[dict[bytes, bytes], int]:

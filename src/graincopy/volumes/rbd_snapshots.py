@@ -1,9 +1,9 @@
 """Targets on Ceph, made (stages 4 and 5): tags, snapshots, and the group that gives several images one instant.
 
-In a group each image gets two snapshots, U and
-then G: G is the instant and what T shows; U, which a diff can begin at, is what stays as the checkpoint. What was
-written between the two is kept in the tag: it is dirty whatever a diff from U says. (A diff from U alone would be
-wrong: an object that came after U and went after G is in neither of its ends, but it is in the restore point.)
+In a group each image gets two snapshots, U and then G: G is the instant and what T shows; U, which a diff can begin at,
+is what stays as the checkpoint. What was written between the two is kept in the tag: it is dirty whatever a diff from U
+says. (A diff from U alone would be wrong: an object that came after U and went after G is in neither of its ends, but
+it is in the restore point.)
 """
 
 from __future__ import annotations
