@@ -51,7 +51,7 @@ if is_root; then
   need mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs losetup=mount fsfreeze=util-linux \
     sfdisk=fdisk sgdisk=gdisk parted=parted getfattr=attr \
     nbdcopy=libnbd-bin qemu-img=qemu-utils qemu-storage-daemon=qemu-system-common \
-    fusermount3=fuse3 mkntfs=ntfs-3g openssl=openssl
+    fusermount3=fuse3 mkntfs=ntfs-3g openssl=openssl strace=strace
 else
   say "without root: tests that need loop devices, mounts and freezing are skipped and listed"
 fi

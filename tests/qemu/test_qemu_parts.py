@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import struct
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lab
 import pytest
 
 from graincopy.hypervisor.daemon import StorageDaemon
 from graincopy.hypervisor.nbd import NbdClient
-from graincopy.hypervisor.qmp import Monitor, QmpRefused
+from graincopy.hypervisor.qmp import Commands, Monitor, QmpRefused
 from graincopy.volumes.qemu_graph import Graph, NoPlace
 from graincopy.volumes.qemu_header import HeaderUnfit, read_header
-from graincopy.volumes.qemu_notes import Notes
+from graincopy.volumes.qemu_host import has_open, writers_of
+from graincopy.volumes.qemu_notes import Note, Notes
+from graincopy.volumes.qemu_running import QemuPlaces, Running
 
 PATH = "/disks/a.qcow2"
 
@@ -151,7 +156,7 @@ def answering(*lines: dict[str, Any]) -> tuple[socket.socket, threading.Thread]:
             file.write(json.dumps(greeting).encode() + b"\n")
             file.flush()
             for line in ({"return": {}}, *lines):
-                if "event" not in line:
+                if not {"event", "QMP"} & set(line):
                     file.readline()
                 file.write(json.dumps(line).encode() + b"\n")
                 file.flush()
@@ -159,6 +164,16 @@ def answering(*lines: dict[str, Any]) -> tuple[socket.socket, threading.Thread]:
     thread = threading.Thread(target=speak)
     thread.start()
     return ours, thread
+
+
+def test_a_monitor_that_greets_twice_is_not_answered_by_that() -> None:
+    """A QEMU that is just starting does; and what another command was answered late is not for this one."""
+    greeting = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2}}}}
+    channel, thread = answering(greeting, {"return": "late", "id": 1}, {"return": [1], "id": 2})
+    with Monitor(channel, 10.0) as monitor:
+        channel.sendall(b"\n")  # the far end reads a line before each of its own
+        assert monitor.run("query-something") == [1]
+    thread.join()
 
 
 def test_a_monitor_passes_over_events_and_remembers_them() -> None:
@@ -183,8 +198,75 @@ def test_what_is_no_monitor_is_not_taken_for_one() -> None:
         Monitor(ours, 10.0)
 
 
+class Told(Commands):
+    """A QEMU that says what it was told to say."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers = answers
+
+    def run(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        return self.answers[command]
+
+    def wait(self, event: str, about: str) -> None:
+        raise TimeoutError
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class OneQemu(Running):
+    """It is the only one there is."""
+
+    def __init__(self, qemu: Commands) -> None:
+        super().__init__(QemuPlaces("", ("only",)))
+        self.qemu = qemu
+
+    def reach(self, monitor: str) -> Commands:
+        return self.qemu
+
+
+@pytest.mark.parametrize(("kind", "taken"), [("scsi-hd", True), ("scsi-block", False), ("scsi-generic", False)])
+def test_a_device_whose_guest_writes_past_the_block_layer_is_refused(tmp_path: Path, kind: str, taken: bool) -> None:
+    """SG_IO sets no bit, and no filter sees it."""
+    path = str(tmp_path / "lun")
+    nodes = [node("p", "host_device", path), node("t", "raw", path)]
+    shown = [{"id": number, "name": name, "type": "block-driver"} for number, name in enumerate("pt")]
+    qemu = Told(
+        {
+            "query-named-block-nodes": nodes,
+            "x-debug-query-block-graph": {"nodes": shown, "edges": [{"parent": 1, "name": "file", "child": 0}]},
+            "query-block": [{"qdev": "scsi0-0-0-0", "inserted": {"node-name": "t"}}],
+            "qom-get": kind,
+        }
+    )
+    with open(path, "wb"):
+        if taken:
+            found = OneQemu(qemu).find(path)
+            assert found is not None and found.disk.disk == "p"
+        else:
+            with pytest.raises(NoPlace, match="past QEMU's block layer"):
+                OneQemu(qemu).find(path)
+
+
+@lab.root_test
+def test_a_device_that_was_opened_by_another_node_is_in_use(tmp_path: Path) -> None:
+    """libvirt gives each of its QEMUs a /dev of its own."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    device, own = lab.bind(str(image)), str(tmp_path / "own")
+    try:
+        os.mknod(own, stat.S_IFBLK | 0o600, os.stat(device).st_rdev)
+        assert writers_of(device) == ()
+        with open(own, "r+b"):
+            assert [one.pid for one in writers_of(device)] == [os.getpid()]
+            assert has_open(os.getpid(), device)
+        assert not has_open(os.getpid(), device)
+    finally:
+        lab.unbind(device)
+
+
 def test_notes_survive_and_damaged_ones_are_not_passed_over(tmp_path: Path) -> None:
-    notes = Notes(str(tmp_path / "notes"))
+    notes = Notes(str(tmp_path / "notes"), Note)
     assert notes.all() == () and notes.find("t") is None
     os.mkdir(tmp_path / "notes")
     (tmp_path / "notes" / "gc-1.note").write_bytes(b"{")

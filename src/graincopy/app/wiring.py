@@ -12,6 +12,7 @@ from graincopy.app.settings import MasterOf, Settings
 from graincopy.core.errors import PassphraseMissing
 from graincopy.repository.repository import Repository
 from graincopy.transfer.progress import ProgressSink, silent
+from graincopy.views.guest.process import Spare
 from graincopy.volumes.base import VolumeDriver
 from graincopy.volumes.btrfs import BtrfsDriver
 from graincopy.volumes.copied import CopiedDriver
@@ -21,10 +22,10 @@ from graincopy.volumes.metadata import metadata_of, read_metadata
 from graincopy.volumes.places import FilePlaces, MemoryPlaces, Places
 from graincopy.volumes.qemu import QemuDriver
 from graincopy.volumes.qemu_running import QemuPlaces
-from graincopy.volumes.rbd import RbdDriver
-from graincopy.volumes.rbd_cluster import CEPH_CONF, Cluster, RbdSettings
+from graincopy.volumes.qemu_tracker import QemuTracker
 from graincopy.volumes.rbd_name import PREFIX
 from graincopy.volumes.reflink import ReflinkDriver
+from graincopy.volumes.tracked import TrackedDriver
 from graincopy.workflow.context import Context, Limits
 from graincopy.workflow.trees import mount_points
 from graincopy.workloads.base import WorkloadSource
@@ -34,6 +35,8 @@ from graincopy.workloads.known_subsystems import BUILT_IN
 from graincopy.workloads.subsystem import SubsystemSource
 
 if TYPE_CHECKING:
+    from graincopy.volumes.rbd import RbdDriver
+    from graincopy.volumes.rbd_cluster import RbdSettings
     from graincopy.workloads.libvirt import LibvirtSource
 
 BEYOND_PATHS = (PREFIX,)  # beginnings of names of disks that are no paths
@@ -49,6 +52,7 @@ class Wiring(Settings, frozen=True):
     progress: ProgressSink = silent
     step: Callable[[str], None] = _no_step
     master_of: MasterOf | None = None  # where the key is being derived already
+    spare: Spare | None = None  # a reader of guests' file systems that was started already
 
     # --- places -----------------------------------------------------------------------------------
 
@@ -77,21 +81,26 @@ class Wiring(Settings, frozen=True):
         """Volume drivers in order of preference."""
         places = FilePlaces(os.path.join(self.state_dir(), "places"))
         thin = LvmThinDriver(host.SystemClock())  # before reflink: the whole volume rather than file by file
-        drivers: list[VolumeDriver] = [*self._arrays(), self._ceph(), thin]
+        running = self._qemu_places()
+        arrays = [TrackedDriver(one, QemuTracker(running), self._tracked(one)) for one in self._arrays()]
+        drivers: list[VolumeDriver] = [*arrays, self._ceph(), thin]
         # LUN images on Btrfs by one snapshot of their subvolume; disks in place by clones, which pin nothing of others
         btrfs = BtrfsDriver(places, in_place=self.config.btrfs.in_place)
         reflink, locked = ReflinkDriver(places), LockedDriver()
-        drivers += [btrfs, reflink, self._qemu([reflink, locked]), locked, CopiedDriver()]
+        drivers += [btrfs, reflink, QemuDriver(running, [reflink, locked]), locked, CopiedDriver()]
         return {driver.name: driver for driver in drivers}
 
-    def _qemu(self, below: list[VolumeDriver]) -> QemuDriver:
-        """Disks as guests see them. ``below`` hold the files of machines that are off. Nothing is connected here."""
+    def _tracked(self, driver: VolumeDriver) -> str:
+        return os.path.join(self.state_dir(), "tracked", driver.name)
+
+    def _qemu_places(self) -> QemuPlaces:
+        """The QEMUs that run machines. Nothing is connected here."""
         found = self.config.qemu
         from graincopy.hypervisor.link import Link
         from graincopy.hypervisor.qmp_libvirt import Domains
 
         clock = host.SystemClock()
-        places = QemuPlaces(
+        return QemuPlaces(
             domains=Domains(Link(self.config.vm.uri, clock, patience=0.0), clock),
             state=os.path.join(self.state_dir(), "qemu"),
             monitors=found.monitors,
@@ -99,17 +108,19 @@ class Wiring(Settings, frozen=True):
             scratch=found.scratch,
             patience=found.timeout,
         )
-        return QemuDriver(places, below)
 
     def ceph_conf(self) -> str:
         """Where the configuration of Ceph is, if there is one."""
+        from graincopy.volumes.rbd_cluster import CEPH_CONF
+
         return self.config.rbd.conf or self.environ.get("CEPH_CONF") or CEPH_CONF
 
-    def _ceph(self, places: Places | None = None) -> RbdDriver:
-        """The rbd driver; without a configuration of Ceph it takes nothing. Nothing is connected here."""
+    def ceph_settings(self) -> RbdSettings:
+        """How Ceph is reached."""
+        from graincopy.volumes.rbd_cluster import RbdSettings
+
         found = self.config.rbd
-        conf = self.ceph_conf()
-        settings = RbdSettings(
+        return RbdSettings(
             id=found.id,
             keyring=found.keyring,
             timeout=found.timeout,
@@ -118,7 +129,14 @@ class Wiring(Settings, frozen=True):
             groups=found.groups,
             whole_objects=found.whole_objects,
         )
-        cluster = Cluster(settings, conf) if found.conf or os.path.exists(conf) else None
+
+    def _ceph(self, places: Places | None = None) -> RbdDriver:
+        """The rbd driver; without a configuration of Ceph it takes nothing. Nothing is connected here."""
+        from graincopy.volumes.rbd import RbdDriver
+        from graincopy.volumes.rbd_cluster import Cluster
+
+        conf = self.ceph_conf()
+        cluster = Cluster(self.ceph_settings(), conf) if self.config.rbd.conf or os.path.exists(conf) else None
         places = places or FilePlaces(os.path.join(self.state_dir(), "places-rbd"))
         return RbdDriver(cluster, places, host.SystemClock())
 
@@ -162,7 +180,7 @@ class Wiring(Settings, frozen=True):
             BtrfsDriver.name: lambda: BtrfsDriver(places),
             LockedDriver.name: lambda: locked,
             CopiedDriver.name: lambda: copied,
-            RbdDriver.name: lambda: self._ceph(places),
+            "rbd": lambda: self._ceph(places),
             LvmThinDriver.name: lambda: LvmThinDriver(host.SystemClock()),
             **{driver.name: (lambda: self._arrays()[0]) for driver in self._arrays()},
         }
@@ -272,6 +290,8 @@ def wire(
     progress: ProgressSink = silent,
     step: Callable[[str], None] = _no_step,
     master_of: MasterOf | None = None,
+    spare: Spare | None = None,
 ) -> Wiring:
     """Everything an operation may need, on top of ``settings``."""
-    return Wiring(settings.config, settings.config_path, settings.environ, settings.url, progress, step, master_of)
+    said = (settings.config, settings.config_path, settings.environ, settings.url)
+    return Wiring(*said, progress, step, master_of, spare)

@@ -66,6 +66,7 @@ class Monitor(Commands):
     def __init__(self, channel: socket.socket, patience: float = PATIENCE) -> None:
         """Takes over ``channel``, connected already. Raises OSError when nothing that speaks QMP answers in time."""
         self._channel = channel
+        self._asked = 0  # commands
         try:
             channel.settimeout(patience)
             self._events: deque[dict[str, Any]] = deque(maxlen=1000)
@@ -84,7 +85,8 @@ class Monitor(Commands):
         """To the unix socket at ``path``. Raises OSError (FileNotFoundError, ConnectionRefusedError: no QEMU there)."""
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            channel.settimeout(patience)
+            # not settimeout(): then connect(2) does not wait where others queue for a monitor, but fails with EAGAIN
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *_timeval(patience)))
             connect_unix(channel, path)
         except BaseException:
             channel.close()
@@ -93,18 +95,24 @@ class Monitor(Commands):
 
     def run(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """What ``command`` returns. Raises QmpRefused; OSError when the connection or QEMU ended."""
-        message: dict[str, Any] = {"execute": command}
+        self._asked += 1
+        message: dict[str, Any] = {"execute": command, "id": self._asked}
         if arguments:
             message["arguments"] = dict(arguments)
         self._channel.sendall(json.dumps(message).encode() + b"\n")
         answer = self._receive()
-        while "event" in answer:
-            self._events.append(answer)
+        while not self._answers(answer):
             answer = self._receive()
         if "error" in answer:
             error = answer["error"]
             raise QmpRefused(command, str(error.get("desc", error)).rstrip("."), str(error.get("class", "")))
         return answer.get("return")
+
+    def _answers(self, found: dict[str, Any]) -> bool:
+        """Whether it is what was asked for last. A QEMU that is just starting greets twice; events are kept."""
+        if "event" in found:
+            self._events.append(found)
+        return ("return" in found or "error" in found) and found.get("id", self._asked) == self._asked
 
     def wait(self, event: str, about: str) -> None:
         """Until ``event`` has come that names ``about`` as its ``id``. Raises TimeoutError, OSError."""
@@ -160,3 +168,9 @@ def connect_unix(channel: socket.socket, path: str) -> None:
 def _version(greeting: Mapping[str, Any]) -> tuple[int, int]:
     found = greeting.get("version", {}).get("qemu", {})
     return int(found.get("major", 0)), int(found.get("minor", 0))
+
+
+def _timeval(seconds: float) -> tuple[int, int]:
+    """As the kernel takes it: seconds and microseconds. Nothing at all would be for ever."""
+    micros = max(1, round(seconds * 1_000_000))
+    return micros // 1_000_000, micros % 1_000_000

@@ -64,6 +64,11 @@ class _Place(msgspec.Struct, frozen=True):
     lineage: Lineage
     capabilities: VolumeCapabilities
 
+    @property
+    def keeps_checkpoint(self) -> bool:
+        """Whether a target of it can be kept to compute the next changes from."""
+        return self.capabilities.checkpoints if self.claim.tracked is None else self.claim.tracked
+
 
 def plan_backup(
     workload: Workload,
@@ -86,7 +91,7 @@ def plan_backup(
     ]
     planned = _volumes(places)
     freeze = freeze or _unpredicted(places)
-    kept = keep_checkpoint and any(place.capabilities.checkpoints for place in places)
+    kept = keep_checkpoint and any(place.keeps_checkpoint for place in places)
     return BackupPlan(
         workload=workload.id,
         workload_name=workload.name,

@@ -45,6 +45,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     format: str = "raw"  # through which they are seen
     group: str = ""  # claims of one driver with the same one are snapshotted at one instant
     still: bool = False  # S itself is read, writers held off: no target of it outlives a write
+    tracked: bool | None = None  # changes of this file are known and checkpoints kept; None: as the driver declares
 
     @property
     def identity(self) -> bool:

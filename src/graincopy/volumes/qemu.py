@@ -29,11 +29,11 @@ from graincopy.model.volume import Claim, Refusal, SourceVolume, VolumeCapabilit
 from graincopy.model.workload import Representation
 from graincopy.volumes import qemu_rest
 from graincopy.volumes.base import FileImage, FileSink, PreparedGroup, VolumeDriver
+from graincopy.volumes.qemu_bitmaps import GRAIN, bitmap_of, frozen_of
 from graincopy.volumes.qemu_graph import NoPlace
 from graincopy.volumes.qemu_header import HeaderUnfit
 from graincopy.volumes.qemu_host import scratch_is_full, writers_of
 from graincopy.volumes.qemu_image import NbdImage
-from graincopy.volumes.qemu_live import GRAIN, bitmap_of, frozen_of
 from graincopy.volumes.qemu_notes import CHECKPOINT, LIVE, REST, Note, Notes
 from graincopy.volumes.qemu_resting import Resting, Vouched
 from graincopy.volumes.qemu_running import Found, QemuPlaces, Running
@@ -49,7 +49,7 @@ class QemuDriver(VolumeDriver):
     def __init__(self, places: QemuPlaces, below: Sequence[VolumeDriver] = ()) -> None:
         self._places = places
         self._running = Running(places)
-        self._notes = Notes(os.path.join(places.state, "targets"))
+        self._notes = Notes(os.path.join(places.state, "targets"), Note)
         self._resting = Resting(below, self._notes)
 
     def capabilities(self) -> VolumeCapabilities:

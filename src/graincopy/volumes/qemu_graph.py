@@ -35,6 +35,7 @@ class Bitmap(msgspec.Struct, frozen=True):
     name: str
     sound: bool  # it records, and knows everything since it began
     why: str = ""  # it is not sound
+    busy: bool = False  # in use by an export or a job: it cannot be copied
 
 
 class LiveDisk(msgspec.Struct, frozen=True):
@@ -46,6 +47,7 @@ class LiveDisk(msgspec.Struct, frozen=True):
     anchor: str | None  # node; None: there is none yet
     top: str  # node just below the anchor: the disk itself, or the newest of our filters
     device: str | None  # QOM path, where an anchor has to be made
+    root: str  # the uppermost node: what the guest's device, or an export, uses
     size: int  # bytes; of a raw file, rounded up to sectors
     backing: str | None
     persistent: bool  # bitmaps survive this QEMU
@@ -107,13 +109,21 @@ class Graph:
 
     def find(self, path: str) -> LiveDisk | None:
         """The disk whose file is at the real ``path``; None when this QEMU has no such file. Raises NoPlace."""
-        protocols = [name for name in self._nodes if self._leads_to(name, path)]
+        protocols = self.protocols(path)
         if not protocols:
             return None
         if len(protocols) > 1:
             raise NoPlace(f"QEMU has it open {len(protocols)} times")
         chain = self._chain(protocols[0])
         return self._place(path, chain)
+
+    def protocols(self, path: str) -> tuple[str, ...]:
+        """The nodes that read and write the file at the real ``path``: more than one where it is open several times."""
+        return tuple(name for name in self._nodes if self._leads_to(name, path))
+
+    def bitmaps(self, node: str) -> tuple[Bitmap, ...]:
+        """The named dirty bitmaps of ``node``."""
+        return tuple(bitmap_from(one) for one in self._nodes[node].get("dirty-bitmaps", ()) if "name" in one)
 
     def _leads_to(self, node: str, path: str) -> bool:
         if self.driver(node) not in _PROTOCOLS or node.startswith(OURS):
@@ -153,12 +163,12 @@ class Graph:
         inner = chain[1][0] if len(chain) > 1 else None
         kind = self.driver(inner) if inner is not None else "raw"
         if inner is not None and kind in _FORMATS:
-            return self._hang(path, kind, inner, chain[2:])
+            return self._hang(path, kind, inner, chain[2:], chain[-1][0])
         if inner is None or kind == "raw":
-            return self._hang(path, "raw", protocol, chain[1:])
+            return self._hang(path, "raw", protocol, chain[1:], chain[-1][0])
         raise NoPlace(f"QEMU has it open as {kind}, which is not snapshotted inside QEMU")
 
-    def _hang(self, path: str, kind: str, disk: str, above: list[tuple[str, str]]) -> LiveDisk:
+    def _hang(self, path: str, kind: str, disk: str, above: list[tuple[str, str]], root: str) -> LiveDisk:
         info = self._nodes[disk]
         image = info.get("image", {})
         anchor = above[0] if above and self._is_plain_raw(above[0][0], disk) else None
@@ -178,10 +188,11 @@ class Graph:
             anchor=anchor[0] if anchor else None,
             top=anchor[1] if anchor else disk,
             device=device,
+            root=root,
             size=int(image["virtual-size"]),
             backing=image.get("backing-filename"),
             persistent=kind == "qcow2" and compat != "0.10",
-            bitmaps=tuple(bitmap_from(one) for one in info.get("dirty-bitmaps", ()) if "name" in one),
+            bitmaps=self.bitmaps(disk),
         )
 
     def _is_plain_raw(self, node: str, disk: str) -> bool:
@@ -222,4 +233,4 @@ def bitmap_from(found: Mapping[str, Any]) -> Bitmap:
         return Bitmap(name, False, "its bitmap is inconsistent: QEMU did not end in order")
     if not found.get("recording", False):
         return Bitmap(name, False, "its bitmap was stopped")
-    return Bitmap(name, True)
+    return Bitmap(name, True, busy=bool(found.get("busy")))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 
 from graincopy.core.errors import GraincopyError, SnapshotFailed
 from graincopy.core.ids import VolumeId
 from graincopy.volumes import leases
 from graincopy.volumes.leases import Holder
 from graincopy.volumes.places import make_directory, sync_directory
-from graincopy.volumes.qemu_live import GRAIN
+from graincopy.volumes.qemu_bitmaps import GRAIN
 
 
 def writers_of(path: str) -> tuple[Holder, ...]:
@@ -58,7 +59,7 @@ def has_open(pid: int | None, path: str) -> bool:
         except OSError:
             continue
         seen += 1
-        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+        if os.path.samestat(found, wanted) or (stat.S_ISBLK(wanted.st_mode) and found.st_rdev == wanted.st_rdev):
             return True
     return not seen
 

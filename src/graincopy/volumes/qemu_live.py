@@ -12,20 +12,18 @@ https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from graincopy.core.extent import Extents
-from graincopy.core.units import KIB
 from graincopy.hypervisor.nbd import ALLOCATION, DIRTY, ZERO, NbdClient
-from graincopy.hypervisor.qmp import Commands, QmpRefused
+from graincopy.hypervisor.qmp import Commands
+from graincopy.volumes.qemu_bitmaps import GRAIN, begin, freeze, frozen_of, is_copy_for, remove
+from graincopy.volumes.qemu_exports import export, exports, start_server, stop_server, unexport
 from graincopy.volumes.qemu_graph import OURS, Graph, LiveDisk, NoPlace
 from graincopy.volumes.qemu_notes import Note, key_of
 
-GRAIN = 64 * KIB  # bytes: of bitmaps, and of what copy-before-write copies
-PREFIX = "graincopy-"  # of the names of bitmaps
 _CBW_SECONDS = 45  # a copy that takes longer costs the snapshot: the guest waits for it that long at most
 
 
@@ -36,16 +34,6 @@ def look(monitor: Commands) -> Graph:
         monitor.run("x-debug-query-block-graph"),
         monitor.run("query-block"),
     )
-
-
-def bitmap_of(run: str) -> str:
-    """The bitmap that knows what changed after the target of ``run``."""
-    return PREFIX + run
-
-
-def frozen_of(run: str, until: str) -> str:
-    """What the bitmap of ``run`` knew at the instant of ``until``."""
-    return f"{PREFIX}{run}@{until}"
 
 
 # --- stage 4 ----------------------------------------------------------------------------------------
@@ -104,7 +92,7 @@ def take(monitor: Commands, notes: Sequence[Note]) -> None:
     todo = [note for note in notes if f"{note.key}-s" not in graph]
     if not todo:
         return
-    _start_bitmaps(monitor, graph, todo)
+    begin(monitor, [(disk, note.bitmap) for note in todo if note.bitmap and (disk := graph.find(note.path))])
     tops = {note.anchor: graph.child(note.anchor) for note in todo}
     waiting = [note for note in todo if tops[note.anchor] != f"{note.key}-b"]
     moved = [(f"{note.key}-r", tops[note.anchor] or note.disk) for note in waiting]
@@ -116,7 +104,8 @@ def take(monitor: Commands, notes: Sequence[Note]) -> None:
         monitor.run(
             "blockdev-add", {"driver": "snapshot-access", "node-name": f"{note.key}-s", "file": f"{note.key}-b"}
         )
-    _freeze_bitmaps(monitor, todo)
+    graph = look(monitor)
+    freeze(monitor, [(disk, note.target.tag.run) for note in todo if (disk := graph.find(note.path))])
 
 
 def reopen(monitor: Commands, graph: Graph, moves: Sequence[tuple[str, str]]) -> None:
@@ -124,38 +113,6 @@ def reopen(monitor: Commands, graph: Graph, moves: Sequence[tuple[str, str]]) ->
     if moves:
         options = [{**graph.raw_options(node), "node-name": node, "file": below} for node, below in moves]
         monitor.run("blockdev-reopen", {"options": options})
-
-
-def _start_bitmaps(monitor: Commands, graph: Graph, notes: Sequence[Note]) -> None:
-    actions = []
-    for note in notes:
-        disk = graph.find(note.path)
-        if note.bitmap is not None and disk is not None and disk.bitmap(note.bitmap) is None:
-            data = {"node": disk.disk, "name": note.bitmap, "granularity": GRAIN, "persistent": disk.persistent}
-            actions.append(("block-dirty-bitmap-add", data))
-    monitor.transaction(actions)
-
-
-def _freeze_bitmaps(monitor: Commands, notes: Sequence[Note]) -> None:
-    """Copies of the older bitmaps that are sound: what they know now is what changed up to the instant, or more."""
-    graph = look(monitor)
-    actions: list[tuple[str, Mapping[str, Any]]] = []
-    for note in notes:
-        disk = graph.find(note.path)
-        assert disk is not None  # its filter hangs there
-        older = [one.name for one in disk.bitmaps if one.sound and _is_tracking(one.name) and one.name != note.bitmap]
-        for name in older:
-            frozen = frozen_of(name.removeprefix(PREFIX), note.target.tag.run)
-            if disk.bitmap(frozen) is None:
-                data = {"node": disk.disk, "name": frozen, "granularity": GRAIN, "disabled": True}
-                actions.append(("block-dirty-bitmap-add", data))
-                merge = {"node": disk.disk, "target": frozen, "bitmaps": [name]}
-                actions.append(("block-dirty-bitmap-merge", merge))
-    monitor.transaction(actions)
-
-
-def _is_tracking(name: str) -> bool:
-    return name.startswith(PREFIX) and "@" not in name
 
 
 # --- stage 7 ----------------------------------------------------------------------------------------
@@ -166,29 +123,16 @@ def show(monitor: Commands, note: Note, socket: str, *, own_server: bool) -> Non
     graph = look(monitor)
     if f"{note.key}-s" not in graph:
         raise LookupError(note.key)
-    if now_of(note) in _exports(monitor):
+    if now_of(note) in exports(monitor):
         return
     if own_server:
-        _start_server(monitor, socket)
+        start_server(monitor, socket)
     disk = graph.find(note.path)
     assert disk is not None  # the filter hangs there
-    frozen = [one.name for one in disk.bitmaps if one.name.endswith(f"@{note.target.tag.run}")]
-    if note.key not in _exports(monitor):
-        _export(monitor, note.key, f"{note.key}-s", disk.disk, frozen)
-    _export(monitor, now_of(note), f"{note.key}-r", disk.disk, ())
-
-
-def _export(monitor: Commands, name: str, node: str, disk: str, bitmaps: Sequence[str]) -> None:
-    options: dict[str, Any] = {"type": "nbd", "id": name, "node-name": node, "name": name}
-    if bitmaps:
-        options["bitmaps"] = [{"node": disk, "name": bitmap} for bitmap in bitmaps]
-    monitor.run("block-export-add", options)
-
-
-def _unexport(monitor: Commands, name: str) -> None:
-    if name in _exports(monitor):
-        monitor.run("block-export-del", {"id": name, "mode": "hard"})
-        monitor.wait("BLOCK_EXPORT_DELETED", name)
+    frozen = [one.name for one in disk.bitmaps if is_copy_for(one.name, note.target.tag.run)]
+    if note.key not in exports(monitor):
+        export(monitor, note.key, f"{note.key}-s", disk.disk, frozen)
+    export(monitor, now_of(note), f"{note.key}-r", disk.disk, ())
 
 
 def now_of(note: Note) -> str:
@@ -214,42 +158,25 @@ def zeros_then(monitor: Commands, note: Note, socket: str) -> Extents:
 def _written_since(monitor: Commands, note: Note, socket: str) -> Extents:
     """What the target's own bitmap knows now, through a copy: one that is exported cannot be copied by others."""
     assert note.bitmap is not None
-    name, export = frozen_of(note.target.tag.run, note.target.tag.run), f"{note.key}-z"
+    name, shown = frozen_of(note.target.tag.run, note.target.tag.run), f"{note.key}-z"
     disk = look(monitor).find(note.path)
     assert disk is not None  # the filter hangs there
-    _unexport(monitor, export)
+    unexport(monitor, shown)
     here = {"node": disk.disk, "name": name}
     if disk.bitmap(name) is not None:  # from a reader that died
         monitor.run("block-dirty-bitmap-remove", here)
     monitor.run("block-dirty-bitmap-add", {**here, "granularity": GRAIN, "disabled": True})
     monitor.run("block-dirty-bitmap-merge", {"node": disk.disk, "target": name, "bitmaps": [note.bitmap]})
-    _export(monitor, export, f"{note.key}-s", disk.disk, [name])
+    export(monitor, shown, f"{note.key}-s", disk.disk, [name])
     try:
-        client = NbdClient(socket, export, [f"qemu:dirty-bitmap:{name}"])
+        client = NbdClient(socket, shown, [f"qemu:dirty-bitmap:{name}"])
         try:
             return client.extents(f"qemu:dirty-bitmap:{name}", DIRTY)
         finally:
             client.close()
     finally:
-        _unexport(monitor, export)
+        unexport(monitor, shown)
         monitor.run("block-dirty-bitmap-remove", here)
-
-
-def _start_server(monitor: Commands, socket: str) -> None:
-    try:
-        address = {"type": "unix", "data": {"path": socket}}
-        monitor.run("nbd-server-start", {"addr": address})
-    except QmpRefused as refused:
-        if "already running" not in refused.reason:
-            raise
-    else:
-        with contextlib.suppress(OSError):
-            os.chmod(socket, 0o600)
-
-
-def _exports(monitor: Commands) -> dict[str, str]:
-    """Id → type of everything that is exported."""
-    return {str(one["id"]): str(one["type"]) for one in monitor.run("query-block-exports")}
 
 
 # --- stage 9 ----------------------------------------------------------------------------------------
@@ -258,9 +185,9 @@ def _exports(monitor: Commands) -> dict[str, str]:
 def release(monitor: Commands, note: Note, *, keep_bitmap: bool, own_server: bool) -> None:
     """Take the filter out from under the guest, and everything that was made for it. May be repeated."""
     key = note.key
-    for export in (key, now_of(note), f"{key}-z"):
-        _unexport(monitor, export)
-    _stop_server(monitor, own_server)
+    for shown in (key, now_of(note), f"{key}-z"):
+        unexport(monitor, shown)
+    stop_server(monitor, own_server)
     graph = look(monitor)
     _delete(monitor, graph, f"{key}-s")
     below = graph.child(f"{key}-r") if f"{key}-r" in graph else None
@@ -271,12 +198,6 @@ def release(monitor: Commands, note: Note, *, keep_bitmap: bool, own_server: boo
         _delete(monitor, graph, f"{key}-{part}")
     _remove_bitmaps(monitor, note, keep_bitmap)
     _drop_anchor(monitor, note)
-
-
-def _stop_server(monitor: Commands, own: bool) -> None:
-    if own and "nbd" not in _exports(monitor).values():
-        with contextlib.suppress(QmpRefused):  # it does not run
-            monitor.run("nbd-server-stop")
 
 
 def _delete(monitor: Commands, graph: Graph, node: str) -> None:
@@ -290,10 +211,10 @@ def _remove_bitmaps(monitor: Commands, note: Note, keep_bitmap: bool) -> None:
     except NoPlace:
         disk = None
     if disk is not None:
-        gone = [one.name for one in disk.bitmaps if one.name.endswith(f"@{note.target.tag.run}")]
+        gone = [one.name for one in disk.bitmaps if is_copy_for(one.name, note.target.tag.run)]
         if note.bitmap is not None and not keep_bitmap and disk.bitmap(note.bitmap) is not None:
             gone.append(note.bitmap)
-        monitor.transaction([("block-dirty-bitmap-remove", {"node": disk.disk, "name": name}) for name in gone])
+        remove(monitor, disk.disk, gone)
 
 
 def _drop_anchor(monitor: Commands, note: Note) -> None:

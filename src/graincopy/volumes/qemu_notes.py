@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -48,13 +49,22 @@ def key_of(target: str) -> str:
     return "gc-" + digest_id("qemu", [target])[:20]
 
 
-class Notes:
-    """The notes in ``folder``, which is made when the first one is."""
+class _Note(Protocol):
+    @property
+    def target(self) -> Target: ...
 
-    def __init__(self, folder: str) -> None:
+
+N = TypeVar("N", bound=_Note)
+
+
+class Notes(Generic[N]):
+    """The notes of type ``kind`` in ``folder``, which is made when the first one is."""
+
+    def __init__(self, folder: str, kind: type[N]) -> None:
         self.folder = os.path.abspath(folder)
+        self._kind = kind
 
-    def put(self, note: Note) -> Note:
+    def put(self, note: N) -> N:
         """Write ``note`` in place of what was known of its target; durable on return. Raises OSError."""
         make_directory(self.folder)
         fd, part = tempfile.mkstemp(dir=self.folder, prefix=".part-")
@@ -70,17 +80,17 @@ class Notes:
         sync_directory(self.folder)
         return note
 
-    def find(self, target: str) -> Note | None:
+    def find(self, target: str) -> N | None:
         """What is known of the target with this id."""
-        return _read(self._path(target))
+        return self._read(self._path(target))
 
-    def all(self) -> tuple[Note, ...]:
+    def all(self) -> tuple[N, ...]:
         """Every note. Raises OSError when there are some that cannot be read."""
         try:
             names = sorted(os.listdir(self.folder))
         except FileNotFoundError:
             return ()
-        found = (_read(os.path.join(self.folder, name)) for name in names if name.endswith(".note"))
+        found = (self._read(os.path.join(self.folder, name)) for name in names if name.endswith(".note"))
         return tuple(note for note in found if note is not None)
 
     def forget(self, target: str) -> None:
@@ -92,12 +102,11 @@ class Notes:
     def _path(self, target: str) -> str:
         return os.path.join(self.folder, f"{key_of(target)}.note")
 
-
-def _read(path: str) -> Note | None:
-    try:
-        with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(), type=Note)
-    except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as error:
-        raise OSError(f"the note {path} is damaged: {error}") from error
+    def _read(self, path: str) -> N | None:
+        try:
+            with open(path, "rb") as file:
+                return msgspec.json.decode(file.read(), type=self._kind)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            raise OSError(f"the note {path} is damaged: {error}") from error

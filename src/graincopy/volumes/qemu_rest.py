@@ -18,9 +18,9 @@ from graincopy.core.errors import AttachFailed, ToolMissing, VolumeBusy
 from graincopy.hypervisor.daemon import INSTALL, StorageDaemon
 from graincopy.hypervisor.qmp import QmpRefused
 from graincopy.volumes import leases
+from graincopy.volumes.qemu_bitmaps import GRAIN
 from graincopy.volumes.qemu_graph import Bitmap, bitmap_from
 from graincopy.volumes.qemu_header import Header, HeaderUnfit, read_header
-from graincopy.volumes.qemu_live import GRAIN
 
 EXPORT = "disk"
 _DEEPEST = 64  # backing files below each other

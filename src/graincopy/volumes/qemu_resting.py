@@ -13,15 +13,15 @@ from graincopy.model.volume import Claim, Refusal
 from graincopy.volumes import qemu_rest
 from graincopy.volumes.base import PreparedGroup, VolumeDriver
 from graincopy.volumes.image import FdImage
+from graincopy.volumes.qemu_bitmaps import bitmap_of
 from graincopy.volumes.qemu_image import NbdImage
-from graincopy.volumes.qemu_live import bitmap_of
 from graincopy.volumes.qemu_notes import Note, Notes
 
 
 class Resting:
     """Disks at rest, over the drivers ``below``, best first. What was done is noted as it is done."""
 
-    def __init__(self, below: Sequence[VolumeDriver], notes: Notes) -> None:
+    def __init__(self, below: Sequence[VolumeDriver], notes: Notes[Note]) -> None:
         self._below = {driver.name: driver for driver in below}
         self._notes = notes
 

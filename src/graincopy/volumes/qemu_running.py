@@ -20,14 +20,15 @@ from graincopy.core.ids import VolumeId, digest_id
 from graincopy.hypervisor.qmp import Commands, Monitor, QmpRefused
 from graincopy.hypervisor.qmp_libvirt import Domains
 from graincopy.volumes import qemu_live
+from graincopy.volumes.qemu_bitmaps import bitmap_of
 from graincopy.volumes.qemu_graph import Bitmap, LiveDisk, NoPlace
 from graincopy.volumes.qemu_host import has_open, make_room, user_of, writers_of
-from graincopy.volumes.qemu_live import bitmap_of
 from graincopy.volumes.qemu_notes import Note
 
 GONE = (FileNotFoundError, ConnectionRefusedError)  # nobody listens at that socket
 _LONGEST_SOCKET = 100  # bytes of the path of a unix socket; unix(7) has room for 107
 _LIBVIRT = "libvirt:"
+_PASSED_THROUGH = ("scsi-block", "scsi-generic")  # devices that write by SG_IO: no bitmap, no filter sees that
 _ELSEWHERE = "/var/tmp/graincopy-qemu-"  # where our state folder cannot be used: UID, and whose it is
 
 
@@ -88,8 +89,8 @@ class Running:
 
     def _find_at(self, monitor: str, path: str) -> Found | None:
         try:
-            with self._reach(monitor) as qmp:
-                disk = qemu_live.look(qmp).find(path)
+            with self.reach(monitor) as qmp:
+                disk = _seen_by(qmp, path)
                 pid = qmp.peer
         except GONE:
             return None
@@ -103,12 +104,17 @@ class Running:
 
     def place(self, note: Note, found: Found) -> Note:
         """``note`` with the places where this QEMU can make the scratch file and listen."""
-        key = note.key
-        home = self._home(found.uid)
-        folder = self._places.scratch or os.path.join(home, "scratch")
+        folder = self._places.scratch or os.path.join(self._home(found.uid), "scratch")
+        return replace(note, scratch=os.path.join(folder, f"{note.key}.scratch"), nbd=self.socket_of(found))
+
+    def socket_of(self, found: Found) -> str:
+        """Where the NBD server of this QEMU listens, or can be made to."""
         named = self._places.nbd_sockets.get(found.monitor)
-        socket = named or os.path.join(home, f"{digest_id('monitor', [found.monitor])}.nbd")
-        return replace(note, scratch=os.path.join(folder, f"{key}.scratch"), nbd=socket)
+        return named or os.path.join(self._home(found.uid), f"{digest_id('monitor', [found.monitor])}.nbd")
+
+    def owns_server(self, monitor: str) -> bool:
+        """Whether the NBD server of this QEMU is ours to start and stop."""
+        return monitor not in self._places.nbd_sockets
 
     def _home(self, uid: int) -> str:
         """A folder that a QEMU of this user can use, with a path short enough for a socket."""
@@ -145,9 +151,9 @@ class Running:
 
     def show(self, note: Note) -> str:
         """The NBD socket at which the snapshot is exported as ``note.key``. Raises TargetLost."""
-        own = note.monitor not in self._places.nbd_sockets
+        own = self.owns_server(note.monitor)
         try:
-            with self._reach(note.monitor) as monitor:
+            with self.reach(note.monitor) as monitor:
                 qemu_live.show(monitor, note, note.nbd, own_server=own)
         except LookupError as error:
             raise TargetLost(target=note.target.id, reason="the QEMU that held it has ended") from error
@@ -161,26 +167,26 @@ class Running:
     def zeros(self, note: Note, socket: str) -> Extents:
         """What of the disk read as zeros at the instant. Raises OSError."""
         try:
-            with self._reach(note.monitor) as monitor:
+            with self.reach(note.monitor) as monitor:
                 return qemu_live.zeros_then(monitor, note, socket)
         except (QmpRefused, NoPlace, GraincopyError) as error:
             raise OSError(0, str(error)) from error
 
     def release(self, note: Note, *, keep_bitmap: bool) -> bool:
         """Take the filter away; False when that QEMU is not there any more. Raises SnapshotFailed."""
-        own = note.monitor not in self._places.nbd_sockets
+        own = self.owns_server(note.monitor)
         here = self._is_there(note.monitor)
         if here:
             with self._talk(note.monitor, note.target.volume) as monitor:
                 qemu_live.release(monitor, note, keep_bitmap=keep_bitmap, own_server=own)
         with suppress(FileNotFoundError):
             os.unlink(note.scratch)
-        self._tidy(note)
+        self.tidy(os.path.dirname(note.scratch))
         return here
 
-    def _tidy(self, note: Note) -> None:
-        """Folders outside of our own go with the last thing in them."""
-        for folder in (os.path.dirname(note.scratch), os.path.dirname(os.path.dirname(note.scratch))):
+    def tidy(self, lowest: str) -> None:
+        """The folder ``lowest`` and the one around it, outside of our own, go with the last thing in them."""
+        for folder in (lowest, os.path.dirname(lowest)):
             if folder.startswith(_ELSEWHERE):
                 with suppress(OSError):  # something of somebody else's target is there
                     os.rmdir(folder)
@@ -198,7 +204,7 @@ class Running:
             disk = qemu_live.look(monitor).find(note.path)
         return disk.bitmap(bitmap_of(run)) if disk is not None else None
 
-    def _reach(self, monitor: str) -> Commands:
+    def reach(self, monitor: str) -> Commands:
         """A connection to that QEMU. Raises OSError (one of GONE: it is not there), HypervisorDown."""
         if not monitor.startswith(_LIBVIRT):
             return Monitor.connect(monitor, self._places.patience)
@@ -224,7 +230,7 @@ class Running:
 
     def _is_there(self, monitor: str) -> bool:
         try:
-            self._reach(monitor).close()
+            self.reach(monitor).close()
         except GONE:
             return False
         except OSError:
@@ -233,6 +239,16 @@ class Running:
 
     def _connect(self, path: str, volume: VolumeId) -> Commands:
         try:
-            return self._reach(path)
+            return self.reach(path)
         except GONE as error:
             raise SnapshotFailed(volume=volume, reason="the QEMU that has it open has ended") from error
+
+
+def _seen_by(monitor: Commands, path: str) -> LiveDisk | None:
+    """The disk at ``path``, if this QEMU sees all that is written to it. Raises NoPlace, QmpRefused, OSError."""
+    graph = qemu_live.look(monitor)
+    disk = graph.find(path)
+    device = graph.device_of(disk.root) if disk is not None else None
+    if device is not None and monitor.run("qom-get", {"path": device, "property": "type"}) in _PASSED_THROUGH:
+        raise NoPlace("the guest's SCSI commands go to it past QEMU's block layer (device='lun')")
+    return disk

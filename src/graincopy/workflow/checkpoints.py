@@ -21,7 +21,7 @@ from graincopy.workflow.survey import Survey
 def may_checkpoint(context: Context, claim: Claim) -> bool:
     """Whether a target of this claim's driver is worth keeping to compute the next changes from."""
     powers = context.driver(claim).capabilities()
-    return powers.checkpoints and powers.change_map
+    return powers.checkpoints and powers.change_map if claim.tracked is None else claim.tracked
 
 
 def keep_checkpoints(

@@ -125,6 +125,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a target of ``claim`` outlives a write to S: only then is it an undo, or something to view."""
         return self.driver(claim).capabilities().snapshots and not claim.still
 
+    def has_change_map(self, claim: Claim) -> bool:
+        """Whether the driver of ``claim`` can tell what changed: of this file, or else at all."""
+        return self.driver(claim).capabilities().change_map if claim.tracked is None else claim.tracked
+
     def driver(self, claim: Claim | Target) -> VolumeDriver:
         """The driver that made ``claim`` or ``target``."""
         return self.drivers[claim.driver]

@@ -112,7 +112,6 @@ class Past:
 
 def lineage_now(context: Context, point: RestorePoint, place: Place, past: Past | None = None) -> Lineage:
     """L, the latest restore point of the same workload that shows this disk, and its checkpoint if there is one."""
-    driver = context.driver(place.claim)
     past = past or Past(context, point.workload)
     return choose_base(
         (),
@@ -122,7 +121,7 @@ def lineage_now(context: Context, point: RestorePoint, place: Place, past: Past 
         place.claim,
         past.targets(place.claim),
         context.repository.id,
-        changes=driver.capabilities().change_map,
+        changes=context.has_change_map(place.claim),
         history=past.histories.get(place.file.disk, ()),
     )
 

@@ -62,7 +62,7 @@ class Survey(msgspec.Struct, frozen=True):
             place.claim,
             self.targets,
             context.repository.id,
-            changes=context.driver(place.claim).capabilities().change_map,
+            changes=context.has_change_map(place.claim),
             history=self.histories.get(place.file.disk, ()),
         )
 
@@ -111,7 +111,7 @@ def places_of(context: Context, files: Sequence[WorkloadFile]) -> tuple[Place, .
 def sibling(sample: Claim, file: WorkloadFile) -> Claim:
     """The claim on ``file``, which lies in the same tree as the file inside a volume that ``sample`` claims."""
     inner = inner_folder(sample, file.tree) + file.path.removeprefix(file.tree.rstrip("/"))
-    return msgspec.structs.replace(sample, path=file.path, inner_path=inner, size=None)
+    return msgspec.structs.replace(sample, path=file.path, inner_path=inner, size=None, tracked=None)
 
 
 def inner_folder(sample: Claim, tree: str) -> str:
