@@ -1,7 +1,10 @@
 """A sorted run of the index in a file of this host, of which only the blocks are read that are asked about.
 
-    head, names of the segments that the run covers, pack table, block table, a checksum of all this
+    head, names of the segments that the run covers, pack table, block table, filter, a checksum of all this
     rows, sorted; some 256 of them are a block
+
+The filter has a bit for each value of the keys' last bits, eight times as many as rows: of an id that is new, as most
+are that a backup asks about, it tells so seven times out of eight without a block being read.
 
 Not a part of the repository's format: a file of another layout is made anew.
 """
@@ -29,8 +32,8 @@ from graincopy.repository.index_run import Hits, Keys, MemoryRun, Run, keys_of
 BLOCK = 256  # rows, 11 KiB; more where so many share a key
 IN_MEMORY = 1 << 18  # rows up to which a run is read as a whole when it is opened: a few milliseconds
 _MAGIC = b"GRAINRUN"
-_LAYOUT = 1
-_HEAD = struct.Struct("<8sIIQQQ")  # magic, layout, bytes of names, packs, blocks, rows
+_LAYOUT = 2
+_HEAD = struct.Struct("<8sIIQQQQ")  # magic, layout, bytes of names, packs, blocks, bytes of the filter, rows
 _BLOCK_ROW = np.dtype([("key", "<u8"), ("first", "<u8"), ("sum", "V16")])  # key and number of its first row
 _SUM, _HEAD_SUM = 16, 32  # bytes
 _ROW = np.dtype([("id", "V32"), ("pack", "<u4"), ("offset", "<u4"), ("length", "<u4")])
@@ -56,8 +59,9 @@ def encode_run(names: Collection[str], run: MemoryRun) -> tuple[bytes, memoryvie
     table["key"], table["first"] = run.keys[starts], starts
     table["sum"] = np.frombuffer(b"".join(_sum(packed[block].tobytes()) for block in blocks), f"V{_SUM}")
     joined = "\n".join(sorted(names)).encode()
-    head = _HEAD.pack(_MAGIC, _LAYOUT, len(joined), len(rows.packs), len(blocks), len(rows))
-    front = b"".join((head, joined, pack_rows(rows.packs).tobytes(), table.tobytes()))
+    marks = _filter(run.keys)
+    head = _HEAD.pack(_MAGIC, _LAYOUT, len(joined), len(rows.packs), len(blocks), len(marks), len(rows))
+    front = b"".join((head, joined, pack_rows(rows.packs).tobytes(), table.tobytes(), marks))
     return front + blake3(front).digest(), packed.view(np.uint8).data
 
 
@@ -86,8 +90,9 @@ class FileRun:
         head = os.pread(self._fd, _HEAD.size, 0)
         if len(head) != _HEAD.size or head[: len(_MAGIC)] != _MAGIC:
             raise Malformed("it is no run of an index")
-        layout, names, packs, blocks, count = _HEAD.unpack(head)[1:]
-        size = _HEAD.size + names + packs * PACK_ROW.itemsize + blocks * _BLOCK_ROW.itemsize
+        layout, names, packs, blocks, marks, count = _HEAD.unpack(head)[1:]
+        table_at = _HEAD.size + names + packs * PACK_ROW.itemsize
+        size = table_at + blocks * _BLOCK_ROW.itemsize + marks
         self._start = size + _HEAD_SUM
         if layout != _LAYOUT or not count or os.fstat(self._fd).st_size != self._start + count * _ROW.itemsize:
             raise Malformed("it is cut off, or of another layout")
@@ -96,7 +101,8 @@ class FileRun:
             raise Malformed("its head is damaged")
         self.names = frozenset(front[_HEAD.size : _HEAD.size + names].decode().split("\n"))
         self.packs = PackTable(np.frombuffer(front, PACK_ROW, packs, _HEAD.size + names))
-        table = np.frombuffer(front, _BLOCK_ROW, blocks, size - blocks * _BLOCK_ROW.itemsize)
+        table = np.frombuffer(front, _BLOCK_ROW, blocks, table_at)
+        self._filter = np.frombuffer(front, np.uint8, marks, size - marks)
         self._keys, self._sums = np.ascontiguousarray(table["key"]), table["sum"]
         self._firsts: list[int] = [*table["first"].tolist(), count]
         self._held: OrderedDict[int, bytes] = OrderedDict()
@@ -109,6 +115,8 @@ class FileRun:
         """See :class:`~graincopy.repository.index_run.Run`."""
         hits = Hits.none(len(keys))
         blocks = np.searchsorted(self._keys, keys, side="right") - 1  # -1: before the first key
+        bits = (keys & np.uint64(8 * len(self._filter) - 1)).astype(np.int64)
+        blocks[self._filter[bits >> 3] >> (7 - (bits & 7)) & 1 == 0] = -1
         for place, block in enumerate(blocks.tolist()):
             row = self._find_in(block, ids[place].tobytes(), usable) if block >= 0 else None
             if row is not None:
@@ -166,6 +174,13 @@ class FileRun:
 def _block_starts(keys: Keys) -> list[int]:
     """Numbers of the rows that blocks begin with: every so many, and never between rows of one key."""
     return sorted(set(np.searchsorted(keys, keys[::BLOCK]).tolist()))
+
+
+def _filter(keys: Keys) -> bytes:
+    bits = max(8, 1 << (8 * len(keys) - 1).bit_length())
+    marked = np.zeros(bits, np.bool_)
+    marked[(keys & np.uint64(bits - 1)).astype(np.int64)] = True
+    return np.packbits(marked).tobytes()
 
 
 def _sum(data: bytes) -> bytes:
