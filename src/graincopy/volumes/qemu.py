@@ -30,27 +30,29 @@ from graincopy.model.workload import Representation
 from graincopy.volumes import qemu_rest
 from graincopy.volumes.base import FileImage, FileSink, PreparedGroup, VolumeDriver
 from graincopy.volumes.qemu_bitmaps import GRAIN, bitmap_of, frozen_of
+from graincopy.volumes.qemu_claims import DRIVER, Claims
 from graincopy.volumes.qemu_graph import NoPlace
 from graincopy.volumes.qemu_header import HeaderUnfit
-from graincopy.volumes.qemu_host import scratch_is_full, writers_of
+from graincopy.volumes.qemu_host import scratch_is_full
 from graincopy.volumes.qemu_image import NbdImage
 from graincopy.volumes.qemu_notes import CHECKPOINT, LIVE, REST, Note, Notes
 from graincopy.volumes.qemu_resting import Resting, Vouched
 from graincopy.volumes.qemu_running import Found, QemuPlaces, Running
 from graincopy.volumes.qemu_sink import open_guest_sink
-from graincopy.volumes.qemu_source import PREFIX, file_size, identity, parts
+from graincopy.volumes.qemu_source import identity, parts
 
 
 class QemuDriver(VolumeDriver):
     """Disks of running QEMUs, and qcow2 disks of machines that are off. ``below`` hold those still, best first."""
 
-    name: ClassVar[str] = "qemu"
+    name: ClassVar[str] = DRIVER
 
     def __init__(self, places: QemuPlaces, below: Sequence[VolumeDriver] = ()) -> None:
         self._places = places
         self._running = Running(places)
         self._notes = Notes(os.path.join(places.state, "targets"), Note)
         self._resting = Resting(below, self._notes)
+        self._claims = Claims(self._running, self._resting)
 
     def capabilities(self) -> VolumeCapabilities:
         """``group_instant`` holds for the disks of one QEMU: those are the claims of one group."""
@@ -60,66 +62,11 @@ class QemuDriver(VolumeDriver):
 
     def resolve(self, path: str) -> Claim | Refusal:
         """Raw disks of running machines only: of any other format the file's bytes are not what the guest sees."""
-        answer = self._resolve(path, "raw")
+        answer = self._claims.resolve(path, "raw")
         return replace(answer, representation=Representation.FILE) if isinstance(answer, Claim) else answer
 
     def resolve_guest(self, path: str, format: str) -> Claim | Refusal:
-        return self._resolve(path, format)
-
-    def _resolve(self, path: str, kind: str) -> Claim | Refusal:
-        real = os.path.realpath(path)
-        if not os.path.exists(real):
-            return replace(self._refusal(path, f"{path} does not exist"), missing=True)
-        if kind not in ("raw", "qcow2"):
-            return self._refusal(path, f"the format {kind} is not shown through QEMU here")
-        if any("\udc80" <= char <= "\udcff" for char in real):
-            return self._refusal(path, "QEMU takes no path that is not UTF-8", "rename the file")
-        try:
-            found = self._running.find(real)
-        except NoPlace as error:
-            return self._refusal(path, str(error), error.remedy)
-        if found is None:
-            return self._claim_at_rest(real, kind)
-        if found.disk.format != kind:
-            return self._refusal(path, f"QEMU has it open as {found.disk.format}, not as {kind}")
-        size = file_size(real) if kind == "raw" else found.disk.size
-        why = f"the QEMU at {found.monitor} has it open, and can copy before it writes"
-        return self._claim(real, kind, size, why, group=found.monitor)
-
-    def _claim_at_rest(self, path: str, kind: str) -> Claim | Refusal:
-        if kind == "raw":
-            return self._refusal(path, "no QEMU that graincopy knows has it open", "name its monitor in qemu.monitors")
-        try:
-            header = qemu_rest.header_of(path)
-            qemu_rest.layers_of(path, header)
-        except (HeaderUnfit, OSError) as error:
-            return self._refusal(path, f"it cannot be shown as qcow2: {error}")
-        writers = writers_of(path)
-        if writers:
-            remedy = "name the monitor of that QEMU in qemu.monitors, or shut the machine down"
-            return self._refusal(path, f"{', '.join(map(str, writers))} has it open for writing", remedy)
-        inner = self._resting.holder(path)
-        if isinstance(inner, Refusal):
-            return self._refusal(path, inner.reason, inner.remedy)
-        still = not self._resting.snapshots(inner)
-        why = f"its machine is off: {inner.why}; QEMU shows what the guest sees"
-        return self._claim(path, kind, header.size, why, still=still)
-
-    def _claim(self, path: str, kind: str, size: int, why: str, *, group: str = "", still: bool = False) -> Claim:
-        return Claim(
-            path=path,
-            driver=self.name,
-            volume=VolumeId(f"{PREFIX}{kind}:{path}"),
-            why=why,
-            size=size,
-            representation=Representation.GUEST,
-            format=kind,
-            group=group,
-            still=still,
-        )
-
-    def _refusal(self, path: str, reason: str, remedy: str = "") -> Refusal:
-        return Refusal(path=path, driver=self.name, reason=reason, remedy=remedy)
+        return self._claims.resolve(path, format)
 
     def describe(self, volume: VolumeId) -> SourceVolume:
         kind, path = parts(volume)
