@@ -22,7 +22,6 @@ from graincopy.core.errors import (
     ToolMissing,
 )
 
-USUAL_URI = "qemu:///system"
 _PAUSE = 0.1  # seconds between two attempts to reach a daemon that is being restarted
 
 T = TypeVar("T")

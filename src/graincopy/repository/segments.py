@@ -30,11 +30,7 @@ class Loaded(msgspec.Struct, frozen=True, eq=False):
     """The index as it lies on the medium."""
 
     index: Index
-    segments: tuple[str, ...]  # object names that were read, and those that were passed over
     damaged: tuple[ObjectDamaged, ...]
-
-
-_Found = tuple[Index, tuple[ObjectDamaged, ...]]
 
 
 def segment_name(owner: str, number: int) -> str:
@@ -83,19 +79,18 @@ def load(
         passed = {owner for owner in {segment_owner(name) for name in names} if fenced(owner)}
         wanted = frozenset(name for name in names if segment_owner(name) not in passed)
         try:
-            found = _load_whole(medium, codec, wanted) if whole else _load_cached(medium, codec, cache, wanted)
+            return _load_whole(medium, codec, wanted) if whole else _load_cached(medium, codec, cache, wanted)
         except ObjectMissing:
             continue  # collect has replaced it since the listing, and put the new ones before
-        return Loaded(found[0], names, found[1])
     raise ObjectMissing(name="a segment of the index that is listed")
 
 
-def _load_whole(medium: Medium, codec: Codec, names: frozenset[str]) -> _Found:
+def _load_whole(medium: Medium, codec: Codec, names: frozenset[str]) -> Loaded:
     damaged: list[ObjectDamaged] = []
-    return Index.of(_read(medium, codec, names, damaged).values()), tuple(damaged)
+    return Loaded(Index.of(_read(medium, codec, names, damaged).values()), tuple(damaged))
 
 
-def _load_cached(medium: Medium, codec: Codec, cache: IndexCache, names: frozenset[str]) -> _Found:
+def _load_cached(medium: Medium, codec: Codec, cache: IndexCache, names: frozenset[str]) -> Loaded:
     """What the cache does not have is read, goes there, and out of memory when it is much."""
     runs, damaged = list(cache.runs(names)), list[ObjectDamaged]()
     missing = sorted(names.difference(*(each.names for each in runs)))
@@ -105,7 +100,7 @@ def _load_cached(medium: Medium, codec: Codec, cache: IndexCache, names: frozens
             left, fresh = merged_with([each.run for each in runs], list(rows.values()))
             covered = frozenset(rows).union(*(each.names for each in runs[len(left) :]))
             runs = [*runs[: len(left)], cache.put(covered, fresh)]
-    return Index(tuple(each.run for each in runs)), tuple(damaged)
+    return Loaded(Index(tuple(each.run for each in runs)), tuple(damaged))
 
 
 def _read(medium: Medium, codec: Codec, names: Collection[str], damaged: list[ObjectDamaged]) -> dict[str, Rows]:

@@ -101,11 +101,6 @@ class LocalGrains:
             part &= self._differing
         return GrainBitmap(FrozenBitMap64(part)).to_extents()
 
-    @property
-    def proved_grains(self) -> int:
-        """How many grains were found to be what their ids say (or taken for it, where T is trusted)."""
-        return len(self._proved)
-
     # --- reading ----------------------------------------------------------------------------------
 
     def read_proved(self, first: int, stop: int, offset: int, buffer: memoryview) -> bool:

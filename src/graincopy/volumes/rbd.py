@@ -10,7 +10,6 @@ on a mounted image need none: the freeze window is their instant.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -18,7 +17,7 @@ from functools import partial
 from typing import ClassVar
 
 from graincopy.core.clock import Clock
-from graincopy.core.errors import StorageUnreachable, Unsupported, VolumeUnsupported
+from graincopy.core.errors import StorageUnreachable, Unsupported
 from graincopy.core.extent import Extents
 from graincopy.core.ids import VolumeId
 from graincopy.core.placement import Placement
@@ -27,6 +26,7 @@ from graincopy.model.snapshot import Absent, Deleted, Target, TargetTag
 from graincopy.model.volume import Claim, Refusal, SourceVolume, VolumeCapabilities
 from graincopy.volumes import live
 from graincopy.volumes.base import FileImage, FileSink, PreparedGroup, VolumeDriver
+from graincopy.volumes.mounts import refuse_unmounted
 from graincopy.volumes.places import Places
 from graincopy.volumes.rbd_attach import attached_file, attached_folder
 from graincopy.volumes.rbd_c import CephError
@@ -227,14 +227,5 @@ class RbdDriver(VolumeDriver):
         if name is not None:
             self._cluster.guard()
             return open_live(self._cluster, claim.path, name)
-        _refuse_unmounted(claim)
+        refuse_unmounted(claim)
         return live.open_sink(claim.path)
-
-
-def _refuse_unmounted(claim: Claim) -> None:
-    """A missing file must not be made anew in the folder that the image is mounted over at other times."""
-    if claim.inner_path is None or os.path.lexists(claim.path):
-        return
-    root = claim.path.removesuffix(claim.inner_path)
-    if root != claim.path and not os.path.ismount(root):
-        raise VolumeUnsupported(path=claim.path, reason=f"its file system is not mounted at {root}")

@@ -32,7 +32,7 @@ from graincopy.volumes.flashcopy.listing import list_targets, target_of
 from graincopy.volumes.flashcopy.provision import Pair
 from graincopy.volumes.flashcopy.teardown import Teardown
 from graincopy.volumes.flashcopy.wire import Vdisk
-from graincopy.volumes.mounts import read_mounts
+from graincopy.volumes.mounts import read_mounts, refuse_unmounted
 from graincopy.volumes.topology import HostFiles
 
 _STALE = 86400.0  # seconds after which a note about a T that was never made is dropped
@@ -253,9 +253,7 @@ class FlashCopyDriver(VolumeDriver):
 
     def open_for_restore(self, claim: Claim) -> AbstractContextManager[FileSink]:
         """Raises VolumeUnsupported when the path no longer leads to the LUN that the claim is about."""
-        root = claim.path.removesuffix(claim.inner_path or "\0")
-        if claim.inner_path and not os.path.lexists(claim.path) and root != claim.path and not os.path.ismount(root):
-            raise VolumeUnsupported(path=claim.path, reason=f"its file system is not mounted at {root}")
+        refuse_unmounted(claim)
         if claim.identity:
             uid, device = names.split_volume(claim.volume)[1], os.path.basename(os.path.realpath(claim.path))
             if self._devices.uid_of(device) != uid:
